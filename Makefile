@@ -1,0 +1,52 @@
+# Needs Python 3.11 or newer and make, nothing else. Every target may be called again.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Builds of torch without CUDA; set it empty to take torch from the usual index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PYTEST_FLAGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help venv demo test slow lint bench clean
+
+help:
+	@echo "make demo    the main job on scikit-learn's digits; writes runs/demo"
+	@echo "make test    the quick tests      make slow   the long ones"
+	@echo "make lint    ruff, mypy, the import contract"
+	@echo "make bench   where the time of a search goes"
+	@echo "make clean   remove build products and caches (runs/ and .venv/ stay)"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --no-deps -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/paretoprune demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_FLAGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/pipeline.py
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

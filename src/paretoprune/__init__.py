@@ -1,0 +1,91 @@
+"""Multi-objective pruning: from a trained network to a measured Pareto front of smaller, faster ones."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paretoprune.core import errors as errors
+    from paretoprune.core.candidate import Candidate as Candidate
+    from paretoprune.core.data import Data as Data
+    from paretoprune.core.front import Front as Front
+    from paretoprune.core.limits import Limits as Limits
+    from paretoprune.core.measurement import Measurement as Measurement
+    from paretoprune.core.plan import Plan as Plan
+    from paretoprune.core.protocols import Task as Task
+    from paretoprune.graph import trace as trace
+    from paretoprune.pipeline.files import load as load
+    from paretoprune.pipeline.files import load_checkpoint as load_checkpoint
+    from paretoprune.pipeline.files import save as save
+    from paretoprune.pipeline.prune import apply as apply
+    from paretoprune.pipeline.prune import prune as prune
+    from paretoprune.pipeline.pruned import Pruned as Pruned
+    from paretoprune.pipeline.results import read_front as read_front
+    from paretoprune.pipeline.runtime import export as export
+    from paretoprune.pipeline.runtime import measure as measure
+    from paretoprune.pipeline.search import auto_prune as auto_prune
+    from paretoprune.pipeline.search import search as search
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Candidate": "core.candidate",
+    "Data": "core.data",
+    "Front": "core.front",
+    "Limits": "core.limits",
+    "Measurement": "core.measurement",
+    "Plan": "core.plan",
+    "Pruned": "pipeline.pruned",
+    "Task": "core.protocols",
+    "apply": "pipeline.prune",
+    "auto_prune": "pipeline.search",
+    "export": "pipeline.runtime",
+    "load": "pipeline.files",
+    "load_checkpoint": "pipeline.files",
+    "measure": "pipeline.runtime",
+    "prune": "pipeline.prune",
+    "read_front": "pipeline.results",
+    "save": "pipeline.files",
+    "search": "pipeline.search",
+    "trace": "graph",
+}
+"""Where each public name lives; fetched when first used, so that importing the package costs nothing."""
+
+__all__ = [
+    "Candidate",
+    "Data",
+    "Front",
+    "Limits",
+    "Measurement",
+    "Plan",
+    "Pruned",
+    "Task",
+    "apply",
+    "auto_prune",
+    "errors",
+    "export",
+    "load",
+    "load_checkpoint",
+    "measure",
+    "prune",
+    "read_front",
+    "save",
+    "search",
+    "testing",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("errors", "testing"):
+        return importlib.import_module(f"{__name__}.core.errors" if name == "errors" else f"{__name__}.testing")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

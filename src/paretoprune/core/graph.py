@@ -1,0 +1,133 @@
+"""What the other rooms may know of a captured network: never a layer type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from paretoprune.core.axis import Axis
+from paretoprune.core.layers import LayerSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Example:
+    """Inputs of one call: positional and by keyword."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example: Any) -> Example:
+        """A tensor, a tuple (or list) of positional inputs, or a dict of keyword inputs."""
+        if isinstance(example, Example):
+            return example
+        if isinstance(example, dict):
+            return cls((), dict(example))
+        if isinstance(example, (tuple, list)):
+            return cls(tuple(example))
+        return cls((example,))
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of every tensor leaf: "input", or "input_0", "input_1" … and the keywords' names."""
+        from torch.utils import _pytree as pytree
+
+        single = len(self.args) == 1 and not self.kwargs
+        for i, value in enumerate(self.args):
+            for leaf in pytree.tree_leaves(value):
+                if hasattr(leaf, "shape"):
+                    yield ("input" if single else f"input_{i}"), leaf
+        for key, value in self.kwargs.items():
+            for leaf in pytree.tree_leaves(value):
+                if hasattr(leaf, "shape"):
+                    yield key, leaf
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A sum over an axis with a parameter: `rows(x) @ weight.reshape(out, -1).T + bias`.
+
+    `rows` maps the activation that enters to (samples, inputs × taps), in the order of the flattened weight
+    (inputs outer, taps inner). `matrix` maps the weight tensor to (outputs, inputs × taps) and `unmatrix` back.
+    `input_dim` is the dimension of the weight that is summed over. Only contractions without groups are listed.
+    """
+
+    node: str
+    weight: str
+    bias: str | None
+    input_dim: int
+    rows: Callable[[torch.Tensor], torch.Tensor] = field(repr=False, compare=False)
+    matrix: Callable[[torch.Tensor], torch.Tensor] = field(repr=False, compare=False)
+    unmatrix: Callable[[torch.Tensor, torch.Size], torch.Tensor] = field(repr=False, compare=False)
+    batch_norm: str | None = None
+    """Node of the batch normalisation that alone reads the output; it takes up a constant, in place of a bias."""
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """A batch normalisation whose running statistics can be taken again. Names of its buffers; channels are dim 1."""
+
+    node: str
+    mean: str
+    var: str
+
+
+class Program(Protocol):
+    """A network that runs as a graph. `module` trains, evaluates, deep-copies and exports.
+
+    Parameters keep the names that they have in the user's model.
+    """
+
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def contractions(self) -> tuple[Contraction, ...]: ...
+    @property
+    def batch_norms(self) -> tuple[BatchNorm, ...]: ...
+
+    def observe(
+        self,
+        inputs: Example,
+        watch: Mapping[str, Callable[[torch.Tensor], None]],
+        *,
+        batch_statistics: bool = False,
+    ) -> Any:
+        """Run once without gradients; call `watch[node]` with the activation that *enters* that node.
+
+        With `batch_statistics`, batch normalisations use the batch's own mean and variance.
+        """
+        ...
+
+
+class Graph(Protocol):
+    """A captured network with its axes. `fingerprint` identifies structure (names, shapes, axes), not weights.
+
+    `notes`: plain sentences on operators without a rule, parameters that nothing reaches, what training has besides.
+    """
+
+    @property
+    def axes(self) -> tuple[Axis, ...]: ...
+    @property
+    def program(self) -> Program: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def example(self) -> Example: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def macs(self, widths: Mapping[str, int] | None = None) -> int:
+        """Multiply-accumulates of one sample (batch 1) when axis `id` keeps `widths[id]` positions."""
+        ...
+
+    def layers(self, widths: Mapping[str, int] | None = None) -> tuple[LayerSpec, ...]:
+        """The convolutions and linear layers at these widths, in the order of the graph."""
+        ...
+
+    def parameters(self, widths: Mapping[str, int] | None = None) -> int:
+        """Parameter count when axis `id` keeps `widths[id]` positions."""
+        ...

@@ -1,0 +1,149 @@
+"""The narrow doors between rooms, for our own parts and for a user's plug-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paretoprune.core.axis import Role
+from paretoprune.core.graph import Example
+from paretoprune.core.measurement import Measurement
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class View:
+    """What a criterion sees of an axis: matrices (positions, rest). `grad` is of one batch, None if not asked for."""
+
+    weight: torch.Tensor
+    grad: torch.Tensor | None = None
+
+
+class Criterion(Protocol):
+    """Importance of positions; larger is kept.
+
+    `members`: whether it looks at parameters that make the axis ("out") or sum over it ("in").
+    `needs_gradients`: scored once per calibration batch with that batch's gradients, then averaged.
+    """
+
+    name: str
+    members: Role
+    needs_gradients: bool
+
+    def score(self, view: View) -> torch.Tensor:
+        """(positions,) finite and >= 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a batch means. A user's own task is two functions.
+
+    `loss(output, labels)` gives a scalar tensor. `correct(output, labels)` gives a tensor of per-sample scores in
+    0 to 1 (for classification 0 or 1): their mean is the task's metric, larger is better.
+    `check(output, labels)` raises DataError for labels that do not fit the output.
+    """
+
+    name: str
+    loss: Callable[[Any, Any], torch.Tensor]
+    correct: Callable[[Any, Any], torch.Tensor]
+    metric: str = "accuracy"
+    check: Callable[[Any, Any], None] | None = None
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """A loaded exported file. Inputs by name as numpy arrays; outputs in the order of the model's."""
+
+    input_names: tuple[str, ...]
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]: ...
+
+
+class Target(Protocol):
+    """A runtime on this machine with fixed settings (threads, batch 1)."""
+
+    name: str
+    threads: int
+    precisions: tuple[str, ...]
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """CPU model, instruction sets, runtime and versions, threads."""
+        ...
+
+    def export(
+        self,
+        module: nn.Module,
+        example: Example,
+        path: Path,
+        precision: str = "fp32",
+        calibration: Iterable[Example] | None = None,
+    ) -> Path:
+        """Write a file, reload it, compare it with `module`; raises ExportMismatchError with the largest error."""
+        ...
+
+    def load(self, path: Path) -> Runner: ...
+
+
+class Meter(Protocol):
+    """Energy of a piece of work. A user's own meter is one small class."""
+
+    name: str
+
+    def measure(self, work: Callable[[], Any], runs: int) -> Measurement | None:
+        """Energy per run in mJ, or None where nothing can be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision of the search: the widths an axis may keep (ascending), with what is known of each.
+
+    `error[i]` is the damage of `widths[i]` taken alone, `cost[i]` what the network costs with it, in the searched unit.
+    """
+
+    axis: str
+    widths: tuple[int, ...]
+    error: tuple[float, ...]
+    cost: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An answer to `ask`: widths by axis id."""
+
+    number: int
+    widths: Mapping[str, int]
+
+
+class Searcher(Protocol):
+    """Ask and tell. Objectives are minimised: (error, cost)."""
+
+    name: str
+
+    def ask(self) -> Proposal | None:
+        """The next proposal, or None when the searcher has nothing left to try."""
+        ...
+
+    def tell(self, proposal: Proposal, objectives: Sequence[float] | None) -> None:
+        """The objectives of a proposal, or None if it failed."""
+        ...
+
+    def replay(self, past: Iterable[tuple[Mapping[str, int], Sequence[float] | None]]) -> None:
+        """Before the first `ask`: the (widths, objectives or None) that an earlier run was told, in order.
+
+        Those points count towards the budget and are not proposed again.
+        """
+        ...
+
+
+Precision = Literal["fp32", "int8"]
+FloatArray = NDArray[np.float64]

@@ -1,0 +1,224 @@
+"""The user's network before capture: what is refused, and a private copy of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from paretoprune.core.errors import CaptureError, DataError, ModelError
+from paretoprune.core.graph import Example
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse NaN or infinite weights, several devices, no parameters: before any work."""
+    if loop := _loop(model):
+        raise ModelError(f"module '{loop}' contains itself: keep such a reference in a list or a plain function")
+    devices: dict[str, str] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _check_tensor(name, tensor)
+        devices.setdefault(str(tensor.device), name)
+    if len(devices) > 1:
+        where = " and ".join(f"'{n}' on {d}" for d, n in devices.items())
+        raise ModelError(f"parameters are on several devices ({where}): move the network to one with .to(device)")
+    if not any(True for _ in model.parameters()):
+        raise ModelError(f"{type(model).__name__} has no parameters: nothing to prune")
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+        raise ModelError(f"'{name}' has no shape yet (a lazy module): run the network once, then give it")
+    if tensor.is_meta:
+        raise ModelError(f"'{name}' is on the meta device, without values: load the weights first")
+    if tensor.layout != torch.strided:
+        raise ModelError(f"'{name}' is a sparse tensor ({tensor.layout}): convert it with .to_dense() first")
+    if tensor.is_quantized:
+        raise ModelError(f"'{name}' is already quantized: give the float network, quantization is done here")
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return
+    if not torch.isfinite(tensor).all():
+        kind = "NaN" if torch.isnan(tensor).any() else "infinite"
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ModelError(f"'{name}' holds {bad} {kind} value(s) of {tensor.numel()}: load a sound checkpoint")
+
+
+def _loop(model: nn.Module) -> str:
+    """The path of a module that stands below itself; empty if there is none."""
+    open_, done = {id(model)}, set[int]()
+    stack: list[tuple[str, nn.Module, Iterator[tuple[str, nn.Module]]]] = [("", model, model.named_children())]
+    while stack:
+        path, module, children = stack[-1]
+        name, child = next(children, ("", None))
+        if child is None:
+            stack.pop()
+            open_.discard(id(module))
+            done.add(id(module))
+        elif id(child) in open_:
+            return f"{path}.{name}".lstrip(".")
+        elif id(child) not in done:
+            open_.add(id(child))
+            stack.append((f"{path}.{name}".lstrip("."), child, child.named_children()))
+    return ""
+
+
+def check_example(model: nn.Module, example: Example) -> None:
+    """Refuse an example on another device than the network, without a batch dimension, or empty."""
+    name, parameter = next(iter(model.named_parameters()))
+    given = list(example.tensors())
+    if not given:
+        raise DataError("the example holds no tensor: give a tensor, a tuple of inputs, or a dict of keyword inputs")
+    for key, tensor in given:
+        if tensor.device != parameter.device:
+            raise ModelError(
+                f"{key} is on {tensor.device} and parameter '{name}' on {parameter.device}: move one with .to(device)"
+            )
+        if tensor.ndim == 0:
+            raise DataError(f"{key} has no dimensions: every input needs a batch dimension first")
+        if 0 in tensor.shape:
+            raise DataError(f"{key} is empty (shape {tuple(tensor.shape)}): give at least one sample")
+
+
+def private_copy(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """A deep copy in eval mode, and sentences on what was left out of it.
+
+    Without hooks; weight norms, spectral norms and other reparametrisations are folded into plain weights; parameters
+    that view the same memory in the same way are one.
+    """
+    try:
+        clone = copy.deepcopy(model, _reparametrised_by_hooks(model))
+    except (RuntimeError, TypeError, NotImplementedError, AttributeError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise CaptureError(
+            f"{type(model).__name__} cannot be deep-copied ({type(error).__name__}: {first}): "
+            "remove what it holds besides parameters, buffers and plain values"
+        ) from error
+    _tie_again(model, clone)
+    clone.eval()
+    notes = []
+    for name, module in clone.named_modules():
+        label = name or type(model).__name__
+        if _fold(module):
+            notes.append(f"'{label}' had a reparametrised weight: it is folded into a plain one")
+        if any(getattr(module, h, None) for h in ("_forward_hooks", "_forward_pre_hooks")):
+            notes.append(f"'{label}' has hooks: they are not part of the captured graph and are not called")
+        for hooks in _HOOKS:
+            getattr(module, hooks, {}).clear()
+    return clone, tuple(notes)
+
+
+def _reparametrised_by_hooks(model: nn.Module) -> dict[int, Any]:
+    """Weights that a hook computes before each call are no leaves, which a deep copy refuses: its memo for them."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, (WeightNorm, SpectralNorm)):
+                weight = getattr(module, hook.name)
+                memo[id(weight)] = weight.detach().clone()
+    return memo
+
+
+def _fold(module: nn.Module) -> bool:
+    """Replace reparametrised weights by their values."""
+    folded = False
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
+            (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(module, hook.name)
+            folded = True
+    parametrizations = module._modules.get("parametrizations")
+    if isinstance(parametrizations, nn.ModuleDict):
+        _fold_parametrizations(module, parametrizations)
+        folded = True
+    return folded
+
+
+def _fold_parametrizations(module: nn.Module, parametrizations: nn.ModuleDict) -> None:
+    """torch's own remove_parametrizations edits the class, which the caller's network shares."""
+    values = {name: getattr(module, name).detach().clone() for name in parametrizations}
+    trained = {name: any(p.requires_grad for p in parametrizations[name].parameters()) for name in parametrizations}
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        if list(parametrizations[name].parameters()):
+            module.register_parameter(name, nn.Parameter(value, requires_grad=trained[name]))
+        else:
+            module.register_buffer(name, value)
+
+
+# -- memory that several tensors share -------------------------------------------------------------------------------
+
+
+def _named(model: nn.Module) -> dict[str, torch.Tensor]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _view_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    storage = tensor.untyped_storage().data_ptr()
+    return storage, tensor.storage_offset(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _tie_again(model: nn.Module, clone: nn.Module) -> None:
+    """Distinct parameters over the same memory come apart in a deep copy: make them one object."""
+    first: dict[Any, tuple[str, int]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if not tensor.numel():
+            continue
+        twin, identity = first.setdefault(_view_of(tensor), (name, id(tensor)))
+        if identity != id(tensor):
+            owner, _, leaf = name.rpartition(".")
+            clone.get_submodule(owner).register_parameter(leaf, clone.get_parameter(twin))
+
+
+def shared_storage(model: nn.Module) -> dict[str, str]:
+    """Parameters and buffers that overlap with another in memory without being the same view, and with which."""
+    by_storage: dict[int, list[str]] = {}
+    tensors = {n: t for n, t in _named(model).items() if t.numel()}
+    for name, tensor in tensors.items():
+        by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    found: dict[str, str] = {}
+    for names in by_storage.values():
+        for name in names if len(names) > 1 else ():
+            mine = tensors[name]
+            other = next(
+                (o for o in names if _overlap(mine, tensors[o]) and _view_of(mine) != _view_of(tensors[o])), None
+            )
+            if other is not None:
+                found[name] = f"'{name}' shares memory with '{other}' in another layout"
+    return found
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    (a_first, a_last), (b_first, b_last) = _range(a), _range(b)
+    return a_first <= b_last and b_first <= a_last
+
+
+def _range(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and last byte."""
+    first, width = int(tensor.storage_offset()), tensor.element_size()
+    last = first + sum((n - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return first * width, (last + 1) * width - 1
+
+
+@contextmanager
+def untouched_rng() -> Iterator[None]:
+    """The random state is as before when the block is left."""
+    with torch.random.fork_rng(devices=[]):
+        yield

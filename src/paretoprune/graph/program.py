@@ -1,0 +1,97 @@
+"""A network that runs as a graph: the module that trains and exports, and a way to look inside while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from paretoprune.core.graph import BatchNorm, Contraction, Example
+from paretoprune.graph.rules import RULES
+from paretoprune.graph.rules.shape import size_methods
+
+Watcher = Callable[[torch.Tensor], None]
+
+
+def runnable(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph whose train flags follow `train()` and `eval()` and whose sizes stay dynamic when traced.
+
+    Node names and parameter names stay. A flag that is fixed to True (statistics of the batch by choice) stays.
+    """
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(module.graph, mapping))
+    for old, new in mapping.items():
+        new.name, new.meta = old.name, dict(old.meta)
+    graph._codegen = module.graph._codegen
+    flagged = [(n, at) for n in graph.nodes if (at := _mode_argument(n)) is not None and n.args[at] is False]
+    if flagged:
+        first = next(n for n in graph.nodes if n.op != "placeholder")
+        with graph.inserting_before(first):
+            mode = graph.create_node("get_attr", "training", name="training")
+        for node, at in flagged:
+            node.args = (*node.args[:at], mode, *node.args[at + 1 :])
+    size_methods(graph)
+    module.training = False
+    return fx.GraphModule(module, graph, class_name="PrunedGraph").eval()
+
+
+def _mode_argument(node: fx.Node) -> int | None:
+    """Index of the argument that is True in training alone."""
+    rule = RULES.get(str(node.target)) if node.op == "call_function" else None
+    return None if rule is None or rule.mode is None or len(node.args) <= rule.mode else rule.mode
+
+
+@dataclass(frozen=True)
+class GraphProgram:
+    """core.graph.Program over an fx graph."""
+
+    module: fx.GraphModule
+    contractions: tuple[Contraction, ...]
+    batch_norms: tuple[BatchNorm, ...]
+
+    def observe(
+        self,
+        inputs: Example,
+        watch: Mapping[str, Watcher],
+        *,
+        batch_statistics: bool = False,
+    ) -> Any:
+        """Run in eval mode without gradients; see core.graph.Program."""
+        was = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                return _Observer(self.module, watch, batch_statistics).run(*placeholders(self.module, inputs))
+        finally:
+            self.module.train(was)
+
+
+class _Observer(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, watch: Mapping[str, Watcher], batch_statistics: bool):
+        super().__init__(module)
+        self.watch, self.batch_statistics = watch, batch_statistics
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self.watch:
+            entering: Any = n.args[0]
+            self.watch[n.name](self.env[entering])
+        if self.batch_statistics and str(n.target) == "aten.batch_norm.default":
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            x, weight, bias, _, _, _, _, eps, _ = args
+            return torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+        return super().run_node(n)
+
+
+def placeholders(module: fx.GraphModule, inputs: Example) -> list[Any]:
+    """Inputs as an interpreter of the graph takes them: in the captured order, whatever the order of the keywords."""
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    order = [str(n.target) for n in module.graph.nodes if n.op == "placeholder"] if info is None else info.orig_args
+    return [*inputs.args, *(inputs.kwargs[n] for n in order if n in inputs.kwargs)]
+
+
+def call(module: nn.Module, inputs: Example) -> Any:
+    return module(*inputs.args, **inputs.kwargs)

@@ -1,0 +1,22 @@
+"""Tensors born in the graph: fills whose value is the same everywhere may be made narrower."""
+
+from __future__ import annotations
+
+from paretoprune.graph.op import DeadView, Dims, Op, Resize, State
+
+
+def fill(op: Op) -> Dims:
+    """zeros, ones, full: every position is alike, so every dim is an axis that can shrink."""
+    return tuple(op.fresh(s) for s in op.out_shape)
+
+
+def fill_like(op: Op) -> Dims:
+    return op.dims_of(op.args["self"])
+
+
+def zero_dead(view: DeadView) -> State:
+    return State.ZERO
+
+
+def fill_resize(r: Resize) -> None:
+    r.set(size=r.sizes(r.get("size"), r.op.out))

@@ -1,0 +1,152 @@
+"""Cut positions out of a captured network: parameters by index, size arguments from dims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from paretoprune.core.errors import PlanError
+from paretoprune.core.plan import Plan
+from paretoprune.graph.algebra import Atom, Expr, atoms_of, kept_indices, size_of
+from paretoprune.graph.op import Op, Resize
+from paretoprune.graph.program import GraphProgram, runnable
+from paretoprune.graph.traced import TracedGraph, tensors_of
+
+Kept = dict[str, tuple[NDArray[np.int64] | None, ...]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A pruned program and what stayed: per parameter or buffer one entry per dim, None where everything did."""
+
+    program: GraphProgram
+    kept: Kept
+
+
+def validated(graph: TracedGraph, plan: Plan) -> dict[str, NDArray[np.int64]]:
+    """Kept positions by axis id; axes that keep everything are left out. Raises PlanError."""
+    by_id = {a.id: a for a in graph.axes}
+    result: dict[str, NDArray[np.int64]] = {}
+    for name, positions in plan.kept.items():
+        axis = by_id.get(name)
+        if axis is None:
+            known = ", ".join(a.id for a in graph.axes if a.prunable)
+            raise PlanError(f"plan names axis '{name}', which this network does not have; it has: {known}")
+        kept = np.array(sorted(set(positions)), dtype=np.int64)
+        if kept.size and (kept[0] < 0 or kept[-1] >= axis.size):
+            bad = int(kept[0] if kept[0] < 0 else kept[-1])
+            raise PlanError(f"plan keeps position {bad} of axis '{name}', which has positions 0 to {axis.size - 1}")
+        if kept.size == axis.size:
+            continue
+        if not axis.prunable:
+            raise PlanError(f"cannot prune axis '{name}': {axis.why}")
+        if kept.size == 0:
+            raise PlanError(f"cannot prune axis '{name}' to 0 of {axis.size} positions: at least 1 must stay")
+        result[name] = kept
+    return result
+
+
+def cut(graph: TracedGraph, plan: Plan, tensors: Mapping[str, torch.Tensor] | None = None) -> Cut:
+    """The pruned network as a program; the graph is not changed. Raises PlanError.
+
+    `tensors` stand in for the graph's own parameters and buffers, by name.
+    """
+    chosen = validated(graph, plan)
+    atoms = {graph.atoms[name]: kept for name, kept in chosen.items()}
+    tensors = tensors_of(graph.captured) if tensors is None else tensors
+    kept = _kept(graph, atoms, tensors)
+    root = _sliced(graph, kept, tensors)
+    module = fx.GraphModule(root, _resized(graph, atoms))
+    program = GraphProgram(runnable(module), graph.program.contractions, graph.program.batch_norms)
+    return Cut(program, kept)
+
+
+def _kept(graph: TracedGraph, atoms: Mapping[Atom, NDArray[np.int64]], tensors: Mapping[str, torch.Tensor]) -> Kept:
+    result: Kept = {}
+    cache: dict[int, tuple[NDArray[np.int64] | None, ...]] = {}
+    for name, dims in graph.inferred.params.items():
+        if id(dims) not in cache:
+            resolved = graph.inferred.resolved(name)
+            cache[id(dims)] = tuple(
+                kept_indices(e, atoms) if any(a in atoms for a in atoms_of(e)) else None for e in resolved
+            )
+        result[name] = cache[id(dims)]
+    for name, tensor in tensors.items():
+        result.setdefault(name, (None,) * tensor.ndim)
+    return result
+
+
+def _sliced(graph: TracedGraph, kept: Kept, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A bare module tree with the sliced tensors; tensors that were one object stay one."""
+    root = nn.Module()
+    done: dict[int, nn.Parameter | torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if id(tensor) not in done:
+            data = slice_tensor(tensor.detach(), kept[name])
+            is_parameter = isinstance(tensor, nn.Parameter)
+            done[id(tensor)] = nn.Parameter(data, requires_grad=tensor.requires_grad) if is_parameter else data
+        attach(root, name, done[id(tensor)])
+    for node in graph.captured.graph.nodes:
+        if node.op == "get_attr" and str(node.target) not in kept:
+            value = graph.captured
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            attach(root, str(node.target), value)
+    return root
+
+
+def slice_tensor(tensor: torch.Tensor, kept: tuple[NDArray[np.int64] | None, ...]) -> torch.Tensor:
+    """A copy that holds only the kept indices of each dim."""
+    for dim, indices in enumerate(kept):
+        if indices is not None:
+            tensor = tensor.index_select(dim, torch.from_numpy(indices).to(tensor.device))
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def attach(root: nn.Module, path: str, value: object) -> None:
+    """Set a parameter, buffer or constant under a dotted name, making the modules in between."""
+    *owners, leaf = path.split(".")
+    for part in owners:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(leaf, value)
+    elif isinstance(value, torch.Tensor):
+        root.register_buffer(leaf, value)
+    else:
+        setattr(root, leaf, value)
+
+
+def _resized(graph: TracedGraph, atoms: Mapping[Atom, NDArray[np.int64]]) -> fx.Graph:
+    found = graph.inferred
+    new = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    new.output(new.graph_copy(graph.captured.graph, mapping))
+    new._codegen = graph.captured.graph._codegen
+    widths = {a: len(k) for a, k in atoms.items()}
+
+    def width(expr: Expr) -> int:
+        return size_of(found.axes.resolve(expr), widths)
+
+    def changed(expr: Expr) -> bool:
+        return any(a in atoms for a in atoms_of(found.axes.resolve(expr)))
+
+    for old, node in mapping.items():
+        node.name, node.meta = old.name, {k: v for k, v in old.meta.items() if k in ("nn_module_stack", "stack_trace")}
+        rule, op = found.rules.get(old), found.ops.get(old)
+        if rule is not None and op is not None and rule.resize is not None and _touched(op, changed):
+            step = Resize(op, node, width, changed)
+            rule.resize(step)
+            step.node.name = old.name
+    return new
+
+
+def _touched(op: Op, changed: Callable[[Expr], bool]) -> bool:
+    every = [op.dims[t] for t in op.tensors()] + [op.out]
+    return any(changed(e) for dims in every for d in (dims if isinstance(dims, list) else [dims]) for e in d)

@@ -1,0 +1,66 @@
+"""What a network does in training mode that a graph captured in eval mode does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from paretoprune.core.graph import Example
+from paretoprune.graph.rules import RULES
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operators that draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.count += torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
+def training_notes(model: nn.Module, example: Example, captured: fx.GraphModule) -> tuple[str, ...]:
+    """Sentences on stochastic branches and outputs of training mode that the captured graph lacks.
+
+    Runs `model`, a private copy, once in training mode; its buffers and its mode are put back.
+    """
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    args, kwargs = pytree.tree_map(_copied, (example.args, dict(example.kwargs)))
+    draws = _Draws()
+    model.train()
+    try:
+        with torch.no_grad(), draws:
+            output = model(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever forward raises in training is the user's business
+        return (f"the network could not be run in training mode ({type(error).__name__}): branches of it are not kept",)
+    finally:
+        model.eval()
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                value.copy_(buffers[name])
+    return tuple(_lost(draws.count, output, captured))
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _lost(draws: int, output: Any, captured: fx.GraphModule) -> list[str]:
+    known = sum(1 for n in captured.graph.nodes if "dropout" in str(n.target) and str(n.target) in RULES)
+    notes = []
+    if draws > known:
+        notes.append(f"in training mode the network draws random numbers in {draws - known} place(s) that are not kept")
+    given = next(n for n in captured.graph.nodes if n.op == "output").args[0]
+    trained = [v for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
+    if len(trained) != sum(isinstance(v, fx.Node) for v in pytree.tree_leaves(given)):
+        notes.append(f"in training mode the network gives {len(trained)} output(s), in eval mode another number")
+    return notes

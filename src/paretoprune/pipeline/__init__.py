@@ -1,0 +1,1 @@
+"""Composes the rooms: from a trained network to a measured front."""

@@ -1,0 +1,77 @@
+"""From a network to a file that was exported, verified, validated, tested and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from paretoprune.core.graph import Example
+from paretoprune.core.measurement import Measurement
+from paretoprune.core.plan import Plan
+from paretoprune.pipeline.study import Study
+from paretoprune.targets import Timing, measure_file
+from paretoprune.targets.feeds import feed_of
+from paretoprune.tasks import evaluate
+
+INT8_SAMPLES = 256
+SAMPLE_MS = 1.0
+"""A timed sample lasts at least this long; more pairs tell more than longer ones."""
+
+
+def finish(study: Study, name: str, network: str, precision: str, load: Callable[[], nn.Module], plan: Plan) -> None:
+    """Export `load()` as `members/<name>.onnx` and record every figure of it, once.
+
+    The test set is read here, once per file: what is recorded was final before.
+    """
+    if study.folder.has("candidate", name):
+        return
+    file = study.folder.artefact(f"members/{name}.onnx")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with study.timed("export"):
+        study.target.export(load(), study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
+        study.folder.seal(f"members/{name}.onnx")
+    figures = measure(study, name, file)
+    with study.timed("evaluate"):
+        predict = predictor(study, file)
+        figures["validation"] = evaluate(predict, study.checked.data.validation, study.task)
+        figures["accuracy"] = evaluate(predict, study.checked.data.test, study.task)
+    study.folder.record(
+        "candidate",
+        name,
+        {
+            "network": network,
+            "precision": precision,
+            "file": f"members/{name}.onnx",
+            "plan": plan.to_json(),
+            "measurements": {k: m.to_json() for k, m in figures.items()},
+            "original": name == "original",
+        },
+    )
+
+
+def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
+    """Latency against the fp32 original, interleaved with it; size, memory, energy, MACs."""
+    baseline = study.folder.artefact("members/original.onnx")
+    with study.timed("measure"):
+        figures = measure_file(
+            study.target,
+            file,
+            feed_of(study.one),
+            None if name == "original" else baseline,
+            timing=Timing(min_sample_ms=SAMPLE_MS, basis="cpu" if study.target.threads == 1 else "wall"),
+            memory=True,
+            watts_per_core=study.settings.watts_per_core,
+        )
+    if name == "original":
+        figures["speedup"] = replace(Measurement.exact(1.0, "x"), target=figures["latency_ms"].target)
+    return figures
+
+
+def predictor(study: Study, file: Path) -> Callable[[Example], Any]:
+    """The exported file as a function of a batch."""
+    runner = study.target.load(file)
+    return lambda inputs: runner(feed_of(inputs))

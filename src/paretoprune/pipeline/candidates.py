@@ -1,0 +1,146 @@
+"""Carry out what the search chose: cut, prove, recover, keep the weights, then one file per precision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from paretoprune import graph as graphs
+from paretoprune import recover
+from paretoprune.core.errors import AllCandidatesFailedError, PruneError, StoreError
+from paretoprune.core.plan import Plan
+from paretoprune.pipeline import artefact, files
+from paretoprune.pipeline.prune import RECALIBRATION_SAMPLES, reconstruct_cut
+from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.space import Space
+from paretoprune.pipeline.study import Study
+
+RECOVERY_SHARE = 0.75
+"""Share of the time left that distillation may plan with; the rest is for export and measuring."""
+MAX_EPOCHS = 10
+PROBE_STEPS = 3
+
+
+def originals(study: Study) -> None:
+    """The unpruned network in every precision: the baseline, and competitors like any other."""
+    with study.progress.stage("original", len(study.settings.precisions)) as bar:
+        for precision in study.settings.precisions:
+            name = "original" if precision == "fp32" else f"original-{precision}"
+            artefact.finish(study, name, "original", precision, lambda: study.traced.program.module, Plan())
+            bar.advance(note=name)
+
+
+def carry_out_all(study: Study, space: Space, chosen: Sequence[Mapping[str, int]], steps: int) -> None:
+    """Every candidate in turn; one that fails is recorded with its cause and the search goes on."""
+    with study.progress.stage("candidates", len(chosen)) as bar:
+        for number, widths in enumerate(chosen, 1):
+            name = f"c{number:02d}"
+            if not study.folder.has("failure", name):
+                try:
+                    _carry_out(study, space, name, widths, steps)
+                except StoreError:
+                    raise
+                except PruneError as error:
+                    study.folder.record("failure", name, {"cause": str(error), "type": type(error).__name__})
+            bar.advance(note=name)
+    failures = study.folder.all("failure")
+    if not any(key.startswith("c") for key in study.folder.all("candidate")):
+        raise AllCandidatesFailedError(f"no candidate could be finished: {grouped(failures)}")
+
+
+def grouped(failures: Mapping[str, Any]) -> str:
+    """Causes by count, most frequent first."""
+    counts: dict[str, int] = {}
+    for failure in failures.values():
+        counts[failure["cause"]] = counts.get(failure["cause"], 0) + 1
+    return "; ".join(f"{n} × {cause}" for cause, n in sorted(counts.items(), key=lambda kv: -kv[1])) or "none was tried"
+
+
+def _carry_out(study: Study, space: Space, name: str, widths: Mapping[str, int], steps: int) -> None:
+    plan = space.plan(study, widths)
+    todo = [p for p in study.settings.precisions if not study.folder.has("candidate", f"{name}-{p}")]
+    if not todo:
+        return
+    if not study.folder.has("network", name):
+        _make(study, plan, name, steps)
+    model = files.load(study.folder.path / "members" / name).model
+    for precision in todo:
+        artefact.finish(study, f"{name}-{precision}", name, precision, lambda: model, plan)
+
+
+def _make(study: Study, plan: Plan, name: str, steps: int) -> None:
+    """The recovered network, saved and recorded."""
+    with study.timed("surgery"):
+        cut = graphs.cut(study.traced, plan)
+        graphs.check(study.traced, plan)
+    grams = study.grams
+    with study.timed("reconstruct"):
+        notes = reconstruct_cut(study.traced, cut, grams)
+    if steps:
+        with study.timed("distil"):
+            _distil(study, cut.program.module, steps)
+    with study.timed("recalibrate"):
+        recover.recalibrate(cut.program, study.calibration, samples=RECALIBRATION_SAMPLES)
+    widths = {axis: len(kept) for axis, kept in plan.kept.items()}
+    pruned = Pruned(
+        cut.program.module, plan, cut.kept, cut.program, study.traced.macs(widths), study.traced.macs(), tuple(notes)
+    )
+    folder = study.folder.artefact(f"members/{name}")
+    files.save(pruned, folder)
+    study.folder.seal(f"members/{name}/{files.MANIFEST}", f"members/{name}/{files.WEIGHTS}")
+    study.folder.record("network", name, {"widths": widths, "steps": steps, "notes": notes})
+
+
+def _distil(study: Study, student: nn.Module, steps: int) -> float:
+    with study.progress.stage("distillation", steps) as bar:
+        return recover.distill(
+            student,
+            study.traced.program.module,
+            study.checked.data.train,
+            study.task,
+            steps=steps,
+            lr=study.settings.learning_rate,
+            device=study.device,
+            seed=study.settings.seed,
+            on_step=lambda step, loss: bar.advance(note=f"loss {loss:.3f}"),
+        )
+
+
+def steps_within(study: Study, count: int, started: float) -> int:
+    """Distillation steps per candidate: as given, else what the budget has room for, timed on the original."""
+    if study.settings.steps is not None:
+        return study.settings.steps
+
+    def plan() -> dict[str, Any]:
+        per_step = _seconds_per_step(study)
+        left = study.settings.budget_s - (time.perf_counter() - started)
+        fixed = count * _fixed_seconds(study)
+        most = MAX_EPOCHS * _batches_per_epoch(study)
+        return {
+            "steps": max(0, min(most, int(RECOVERY_SHARE * (left - fixed) / (count * per_step)))),
+            "seconds": per_step,
+        }
+
+    return int(study.once("schedule", "steps", plan)["steps"])
+
+
+def _seconds_per_step(study: Study) -> float:
+    """Teacher and student of the original's size: an upper bound for every candidate."""
+    probe = graphs.cut(study.traced, Plan()).program.module
+    _distil(study, probe, 1)
+    begun = time.perf_counter()
+    _distil(study, probe, PROBE_STEPS)
+    return (time.perf_counter() - begun) / PROBE_STEPS
+
+
+def _fixed_seconds(study: Study) -> float:
+    """What the originals took, which every candidate takes again."""
+    stages = ("export", "measure", "evaluate")
+    return sum(s["wall_s"] for s in study.folder.all("seconds").values() if s["stage"] in stages)
+
+
+def _batches_per_epoch(study: Study) -> int:
+    return max(1, study.checked.batches["train"])

@@ -1,0 +1,181 @@
+"""Pruned networks on disk: safetensors and JSON with checksums, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from paretoprune import graph as graphs
+from paretoprune.core.errors import FileError
+from paretoprune.core.plan import Plan
+from paretoprune.graph.program import GraphProgram
+from paretoprune.pipeline.pruned import Pruned
+from paretoprune.store.files import atomic
+
+SCHEMA = 1
+MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+MAX_MANIFEST_BYTES = 64 << 20
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def save(pruned: Pruned, path: str | Path) -> Path:
+    """Write a folder with the weights and a manifest (plan, graph, checksum). The model may have been trained since."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    current = graphs.tensors_of(pruned.model)
+    tensors = {n: current.get(n, t) for n, t in graphs.tensors_of(pruned.program.module).items()}
+    unique, alias = _untied(tensors)
+    weights = save_tensors(unique)
+    module = pruned.program.module
+    manifest = {
+        "schema": SCHEMA,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "alias": alias,
+        "trainable": {n: p.requires_grad for n, p in module.named_parameters(remove_duplicate=False)},
+        "plan": pruned.plan.to_json(),
+        "graph": graphs.dump(module),  # type: ignore[arg-type]
+        "kept": {n: [None if k is None else k.tolist() for k in dims] for n, dims in pruned.kept.items()},
+        "macs": pruned.macs,
+        "original_macs": pruned.original_macs,
+        "notes": list(pruned.notes),
+    }
+    text = json.dumps(manifest).encode()
+    for name, data in ((WEIGHTS, weights), (MANIFEST, _signed(text))):
+        with atomic(folder / name) as part:
+            part.write_bytes(data)
+    return folder
+
+
+def load(path: str | Path) -> Pruned:
+    """Read what `save` wrote; the model is the rewritten graph. Raises FileError for anything altered or unknown."""
+    folder = Path(path)
+    manifest = _manifest(folder / MANIFEST)
+    weights = _read(folder / WEIGHTS)
+    if hashlib.sha256(weights).hexdigest() != manifest["weights_sha256"]:
+        raise FileError(f"{folder / WEIGHTS} was altered (its SHA-256 does not match the manifest); save it again")
+    try:
+        tensors = load_tensors(weights)
+    except SafetensorError as error:
+        raise FileError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    for name, target in manifest["alias"].items():
+        tensors[name] = tensors[target]
+    module = graphs.load(manifest["graph"], tensors, manifest["trainable"])
+    kept = {n: tuple(_indices(k) for k in dims) for n, dims in manifest["kept"].items()}
+    return Pruned(
+        module,
+        Plan.from_json(manifest["plan"]),
+        kept,
+        GraphProgram(module, (), ()),
+        manifest["macs"],
+        manifest["original_macs"],
+        tuple(manifest["notes"]),
+    )
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a state dict (safetensors, or a torch file read with `weights_only`) into `model`, strictly.
+
+    A leading "module." of every key is dropped. Raises FileError; nothing in the file is ever executed.
+    """
+    file = Path(path)
+    if file.suffix not in CHECKPOINT_SUFFIXES:
+        raise FileError(f"{file}: a checkpoint is a state dict in one of {', '.join(CHECKPOINT_SUFFIXES)}")
+    state = _state_dict(file)
+    if state and all(k.startswith("module.") for k in state):
+        state = {k.removeprefix("module."): v for k, v in state.items()}
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    wrong = [
+        f"'{k}' {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if missing or extra or wrong:
+        parts = [
+            f"{label}: {', '.join(map(str, items[:4]))}"
+            for label, items in (("missing", missing), ("unknown", extra), ("wrong shape", wrong))
+            if items
+        ]
+        raise FileError(f"{file} does not fit {type(model).__name__} ({'; '.join(parts)})")
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def _state_dict(file: Path) -> Mapping[str, torch.Tensor]:
+    data = _read(file)
+    if file.suffix == ".safetensors":
+        try:
+            return load_tensors(data)
+        except SafetensorError as error:
+            raise FileError(f"{file} is no sound safetensors file: {error}") from error
+    import io
+    import pickle
+
+    try:
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise FileError(
+            f"{file} cannot be read as plain tensors ({str(error).strip().splitlines()[0][:160]}); it may hold code: "
+            "save model.state_dict() only, best as safetensors"
+        ) from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise FileError(f"{file} holds no state dict (names to tensors); save model.state_dict()")
+    return state
+
+
+def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Each tensor once, and name -> first name for those that share it."""
+    first: dict[int, str] = {}
+    unique: dict[str, torch.Tensor] = {}
+    alias: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if id(tensor) in first:
+            alias[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            unique[name] = tensor.detach().cpu().contiguous()
+    return unique, alias
+
+
+def _signed(text: bytes) -> bytes:
+    """The manifest's own checksum on a first line: a flipped bit in it must be seen too."""
+    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    data = _read(file, MAX_MANIFEST_BYTES)
+    checksum, _, text = data.partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != checksum:
+        raise FileError(f"{file} is truncated or was altered (its checksum does not match); save it again")
+    manifest: dict[str, Any] = json.loads(text)
+    if manifest["schema"] > SCHEMA:
+        raise FileError(
+            f"{file} has schema {manifest['schema']}, this version reads up to {SCHEMA}: upgrade paretoprune"
+        )
+    return manifest
+
+
+def _read(file: Path, most: int | None = None) -> bytes:
+    try:
+        if most is not None and file.stat().st_size > most:
+            raise FileError(f"{file} has {file.stat().st_size} bytes, more than the {most} that are sensible")
+        return file.read_bytes()
+    except OSError as error:
+        raise FileError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _indices(values: list[int] | None) -> NDArray[np.int64] | None:
+    return None if values is None else np.array(values, dtype=np.int64)

@@ -1,0 +1,162 @@
+"""`pp.prune` and `pp.apply`: one network in, one smaller network out, proved before it is returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paretoprune import criteria, recover
+from paretoprune import graph as graphs
+from paretoprune.core.axis import Axis, Scores
+from paretoprune.core.data import take
+from paretoprune.core.errors import DataError, PruneError, UsageError
+from paretoprune.core.plan import Plan
+from paretoprune.core.protocols import Criterion, Task
+from paretoprune.graph import TracedGraph
+from paretoprune.pipeline import choose
+from paretoprune.pipeline.pruned import Pruned
+from paretoprune.tasks import fitted, task_of
+
+GRAM_SAMPLES = 512
+TAYLOR_SAMPLES = 256
+RECALIBRATION_SAMPLES = 1024
+
+
+def prune(
+    model: nn.Module,
+    example: Any,
+    *,
+    ratio: float | Mapping[str, float] | None = None,
+    macs: float | None = None,
+    criterion: str | Criterion = "magnitude",
+    axes: choose.AxisChoice = "inner",
+    align: int = 1,
+    floor: int = 1,
+    ignore: Sequence[str] = (),
+    calibration: Iterable[Any] | None = None,
+    task: str | Task = "classification",
+    dynamic: Mapping[str, Iterable[int]] | None = None,
+) -> Pruned:
+    """Remove the least important positions of every chosen axis; `model` itself is not changed.
+
+    Either `ratio`, the share of positions removed from every axis (or {name pattern: ratio}), or `macs`, the share of
+    the multiply-accumulates to keep. With `calibration` batches (x, (x, y) or dict), what follows a pruned axis is
+    reconstructed by least squares and batch norms are recalibrated. The result was compared with the dead-channel
+    reference. Raises ModelError, CaptureError, PlanError, UsageError, DataError, SurgeryError.
+    """
+    if (ratio is None) == (macs is None):
+        raise UsageError("give either ratio= (share of positions to remove) or macs= (share of MACs to keep)")
+    scorer = criteria.criterion_of(criterion)
+    meaning = task_of(task)
+    traced = graphs.trace(model, example, dynamic)
+    batches = None if calibration is None else fitted("calibration", calibration, traced.example)
+    chosen = choose.chosen_axes(traced, axes, ignore)
+    scores = score(traced, chosen, scorer, meaning, batches)
+    if ratio is not None:
+        widths = choose.widths_by_ratio(chosen, ratio, align, floor)
+    else:
+        comparable = scores if scorer.needs_gradients else choose.normalised(scores)
+        widths = choose.widths_by_macs(traced, chosen, comparable, float(macs or 0.0), align, floor)
+    plan = choose.plan_of(traced, widths, choose.removal_order(scores))
+    return carry_out(model, traced, plan, batches)
+
+
+def apply(
+    model: nn.Module,
+    example: Any,
+    plan: Plan | Mapping[str, Any],
+    *,
+    calibration: Iterable[Any] | None = None,
+    dynamic: Mapping[str, Iterable[int]] | None = None,
+) -> Pruned:
+    """Replay a plan on a fresh model of the same architecture. Raises PlanError where it does not fit."""
+    plan = plan if isinstance(plan, Plan) else Plan.from_json(plan)
+    traced = graphs.trace(model, example, dynamic)
+    batches = None if calibration is None else fitted("calibration", calibration, traced.example)
+    return carry_out(model, traced, plan, batches)
+
+
+def score(
+    traced: TracedGraph, axes: Sequence[Axis], scorer: Criterion, task: Task, batches: Iterable[Any] | None
+) -> Scores:
+    """Scores of `axes`; a criterion that needs gradients needs calibration batches with labels."""
+    tensors = graphs.tensors_of(traced.program.module)
+    if not scorer.needs_gradients:
+        return criteria.score_axes(axes, tensors, scorer)
+    if batches is None:
+        raise DataError(f"criterion {scorer.name!r} needs gradients: give calibration= batches with labels")
+    return criteria.score_axes(axes, tensors, scorer, gradients(traced, task, batches))
+
+
+def gradients(
+    traced: TracedGraph, task: Task, batches: Iterable[Any], samples: int = TAYLOR_SAMPLES
+) -> Iterator[dict[str, Tensor]]:
+    """Gradients of the task's loss, batch by batch, in eval mode."""
+    module = traced.program.module
+    named = {n: p for n, p in module.named_parameters() if p.is_floating_point()}
+    was = {n: p.requires_grad for n, p in named.items()}
+    try:
+        for p in named.values():
+            p.requires_grad_(True)
+        for inputs, labels in take(batches, samples):
+            if labels is None:
+                raise DataError("a calibration batch has no labels: gradients of the loss need (x, y) or a dict")
+            loss = task.loss(module(*inputs.args, **inputs.kwargs), labels)
+            if not bool(torch.isfinite(loss)):
+                raise PruneError(f"the loss on a calibration batch is {float(loss)}: check inputs and labels")
+            found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            yield {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
+    finally:
+        for n, p in named.items():
+            p.requires_grad_(was[n])
+
+
+def carry_out(model: nn.Module, traced: TracedGraph, plan: Plan, batches: Iterable[Any] | None) -> Pruned:
+    """Cut, prove, recover, and put the result into the user's class where that is right."""
+    cut = graphs.cut(traced, plan)
+    graphs.check(traced, plan)
+    own, why = graphs.rebuild(model, traced, cut)
+    notes = [*traced.notes]
+    if batches is not None:
+        notes += reconstruct(traced, cut, batches)
+    if own is None:
+        notes.append(f"the result is the rewritten graph: {type(model).__name__} cannot hold it, because {why}")
+    else:
+        copy_tensors(cut.program.module, own)
+    result = cut.program.module if own is None else own
+    widths = {axis: len(kept) for axis, kept in plan.kept.items()}
+    return Pruned(result, plan, cut.kept, cut.program, traced.macs(widths), traced.macs(), tuple(notes))
+
+
+def reconstruct(traced: TracedGraph, cut: graphs.Cut, batches: Iterable[Any]) -> list[str]:
+    """Least squares behind every pruned axis, then batch norms; what was left alone, as sentences."""
+    grams = recover.collect_grams(traced.program, traced.program.contractions, batches, samples=GRAM_SAMPLES)
+    return recover_cut(traced, cut, grams, batches)
+
+
+def recover_cut(
+    traced: TracedGraph, cut: graphs.Cut, grams: Mapping[str, recover.Gram], batches: Iterable[Any]
+) -> list[str]:
+    """The same with Gram matrices that were taken before."""
+    notes = reconstruct_cut(traced, cut, grams)
+    recover.recalibrate(cut.program, batches, samples=RECALIBRATION_SAMPLES)
+    return notes
+
+
+def reconstruct_cut(traced: TracedGraph, cut: graphs.Cut, grams: Mapping[str, recover.Gram]) -> list[str]:
+    """Least squares alone."""
+    original = graphs.tensors_of(traced.program.module)
+    done = recover.reconstruct_program(original, cut.program, cut.kept, grams)
+    return [f"'{r.weight}' was not reconstructed: {r.left}" for r in done if r.left]
+
+
+def copy_tensors(source: nn.Module, to: nn.Module) -> None:
+    """Values of parameters and buffers by name; both have the same shapes."""
+    ours = graphs.tensors_of(source)
+    with torch.no_grad():
+        for name, tensor in graphs.tensors_of(to).items():
+            if name in ours and ours[name].shape == tensor.shape:
+                tensor.copy_(ours[name])

@@ -1,0 +1,67 @@
+"""A run folder, finished or not, as a Front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from paretoprune.core.candidate import Candidate
+from paretoprune.core.errors import FileError
+from paretoprune.core.front import Front
+from paretoprune.core.limits import Limits
+from paretoprune.core.measurement import Measurement
+from paretoprune.core.plan import Plan
+from paretoprune.store.run import RunFolder, RunView
+
+
+def read_front(path: str | Path) -> Front:
+    """The front of whatever a run folder holds by now; also while it is being written, and after a crash.
+
+    Raises FileError where there is no run, or where not even the original has been measured.
+    """
+    return front_of(RunFolder.read(path))
+
+
+def front_of(view: RunView) -> Front:
+    records = view.all("candidate")
+    if not any(r["original"] for r in records.values()):
+        raise FileError(f"{view.path}: the original is not measured yet, so there is no front; run it again to go on")
+    about = view.done("about", "run") or {}
+    settings = (view.identity or {}).get("settings", {})
+    candidates = [_candidate(view, name, record) for name, record in records.items()]
+    return Front.of(
+        candidates,
+        Limits.parse(settings.get("limits", [])),
+        settings.get("objectives", ("accuracy", "latency_ms")),
+        target=about.get("target", {}),
+    )
+
+
+def _candidate(view: RunView, name: str, record: Mapping[str, Any]) -> Candidate:
+    network = record["network"]
+    return Candidate(
+        name=name,
+        plan=Plan.from_json(record["plan"]),
+        precision=record["precision"],
+        path=view.artefact(record["file"]),
+        measurements={k: Measurement.from_json(m) for k, m in record["measurements"].items()},
+        provenance=view.done("network", network) or {},
+        original=record["original"],
+        loader=None if network == "original" else _loader(view, network),
+    )
+
+
+def _loader(view: RunView, network: str) -> Callable[[], nn.Module]:
+    return partial(_load, view, network)
+
+
+def _load(view: RunView, network: str) -> nn.Module:
+    from paretoprune.pipeline import files
+
+    for part in (files.MANIFEST, files.WEIGHTS):
+        view.verify(f"members/{network}/{part}")
+    return files.load(view.path / "members" / network).model

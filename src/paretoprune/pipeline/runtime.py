@@ -1,0 +1,77 @@
+"""`pp.export` and `pp.measure`: one network or file on one target."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from paretoprune.core.data import split_batch
+from paretoprune.core.errors import FileError, UsageError
+from paretoprune.core.graph import Example
+from paretoprune.core.measurement import Measurement
+from paretoprune.core.protocols import Target
+from paretoprune.pipeline.pruned import Pruned
+from paretoprune.targets import find_target, measure_file
+from paretoprune.targets.feeds import feed_of
+
+Exportable = nn.Module | Pruned | str | Path
+
+
+def export(
+    model: nn.Module | Pruned,
+    example: Any,
+    path: str | Path,
+    target: str | Target = "onnxruntime",
+    precision: str = "fp32",
+    calibration: Iterable[Any] | None = None,
+) -> Path:
+    """Write `model` as a file of the target, reload it and compare it with the model.
+
+    `calibration` batches are needed for int8. Raises ExportMismatchError with the largest error; nothing is left then.
+    """
+    module = model.model if isinstance(model, Pruned) else model
+    inputs = None if calibration is None else [split_batch(batch)[0] for batch in calibration]
+    return find_target(target).export(module, Example.of(example), Path(path), precision, inputs)
+
+
+def measure(
+    model_or_file: Exportable,
+    example: Any = None,
+    target: str | Target = "onnxruntime",
+    against: Exportable | None = None,
+) -> Mapping[str, Measurement]:
+    """Figures of an exported file (a module is exported first), one sample at a time.
+
+    `against` is timed in turns with it and gives "speedup". `example` may be left out for an ONNX file whose inputs
+    have fixed shapes but for the batch.
+    """
+    runtime = find_target(target)
+    with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
+        file = _file(runtime, model_or_file, example, Path(folder) / "model.onnx")
+        baseline = None if against is None else _file(runtime, against, example, Path(folder) / "against.onnx")
+        feed = _one_sample(file, example)
+        return measure_file(runtime, file, feed, baseline, memory=True)
+
+
+def _file(target: Target, given: Exportable, example: Any, path: Path) -> Path:
+    if isinstance(given, (str, Path)):
+        if not Path(given).is_file():
+            raise FileError(f"{given}: there is no such file; give an exported file or a module")
+        return Path(given)
+    if example is None:
+        raise UsageError("measuring a module needs example=: it is exported first")
+    return export(given, example, path, target)
+
+
+def _one_sample(file: Path, example: Any) -> dict[str, Any]:
+    if example is None:
+        from paretoprune.targets.onnx_file import example_feed
+
+        return example_feed(file)
+    feed = feed_of(Example.of(example))
+    return {name: array[:1] for name, array in feed.items()}
+

@@ -1,0 +1,190 @@
+"""`pp.search` and `pp.auto_prune`: from a trained network to a measured Pareto front."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from paretoprune import graph as graphs
+from paretoprune.core.candidate import Candidate
+from paretoprune.core.data import Data
+from paretoprune.core.errors import UnreachableLimitError, UsageError
+from paretoprune.core.front import Front
+from paretoprune.core.limits import Limits
+from paretoprune.core.measurement import Measurement
+from paretoprune.core.plan import Plan
+from paretoprune.core.progress import NoProgress, Progress
+from paretoprune.core.protocols import Target, Task
+from paretoprune.pipeline import candidates, explore, results, space
+from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
+from paretoprune.pipeline.settings import Settings, settings_of
+from paretoprune.pipeline.study import Study, identity
+from paretoprune.store.run import RunFolder
+from paretoprune.targets import find_target
+from paretoprune.tasks import check_data, task_of
+
+
+def search(
+    model: nn.Module,
+    example: Any,
+    data: Data,
+    *,
+    task: str | Task = "classification",
+    target: str | Target = "onnxruntime",
+    device: str = "cpu",
+    limits: Sequence[str] = (),
+    budget: str = "20 min",
+    out: str | Path | None = None,
+    dynamic: Mapping[str, Iterable[int]] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Front:
+    """Search for the best trade-offs of `model` under `limits`, each exported and measured on `target`.
+
+    `data.validation` judges candidates; `data.test` is read once per exported file. `options` are the fields of
+    `Settings`. `out` is the run folder (default: a new one under runs/); a second call with the same arguments resumes
+    it. Recovery runs on `device`, measuring on the CPU. Raises UnreachableLimitError, with the front kept in `out`,
+    when no member meets the limits; AllCandidatesFailedError, DataError, ModelError, StoreError and others before.
+    """
+    settings = settings_of(limits, budget, **options)
+    study = _open(model, example, data, task, target, device, settings, out, dynamic, progress or NoProgress())
+    with study.folder:
+        return run(study)
+
+
+def run(study: Study) -> Front:
+    """All stages; what the folder holds already is not done again."""
+    started = time.perf_counter()
+    candidates.originals(study)
+    options = space.build(study)
+    _refuse_unreachable(study, options)
+    chosen = study.once("chosen", "widths", lambda: [dict(w) for w in explore.explore(study, options)])
+    steps = candidates.steps_within(study, len(chosen), started)
+    candidates.carry_out_all(study, options, chosen, steps)
+    front = results.front_of(study.folder)
+    unmet = front.limits.unreachable(front.candidates, front.original.measurements, front.judge)
+    if unmet:
+        raise UnreachableLimitError(f"{unmet}; every measured network is kept in {study.folder.path}")
+    return front
+
+
+def auto_prune(
+    model: nn.Module,
+    data: Data,
+    *,
+    target_size: str | None = None,
+    target_latency: str | None = None,
+    target_energy: str | None = None,
+    target_accuracy: str | None = None,
+    search: str = "knapsack",
+    keep_ratio: float | None = None,
+    step: int | None = None,
+    example: Any = None,
+    **options: Any,
+) -> Candidate:
+    """The fastest member that meets the targets, e.g. target_latency="5 ms", target_accuracy="90 %".
+
+    Without a target, the knee of the front. `keep_ratio`: least share of positions kept of every axis. `step`: kept
+    widths are multiples of it (default: the runtime's own). Other keywords go to `pp.search`.
+    """
+    limits = [
+        f"{metric} {sign} {value}"
+        for metric, sign, value in (
+            ("size", "<=", target_size),
+            ("latency", "<=", target_latency),
+            ("energy", "<=", target_energy),
+            ("accuracy", ">=", target_accuracy),
+        )
+        if value is not None
+    ]
+    if keep_ratio is not None:
+        options["keep_ratio"] = keep_ratio
+    if step is not None:
+        options["align"] = step
+    given = _first_input(data) if example is None else example
+    front = globals()["search"](model, given, data, limits=limits, searcher=search, **options)
+    best: Candidate = front.best("latency") if limits else front.knee()
+    return best
+
+
+def _first_input(data: Data) -> Any:
+    from paretoprune.core.data import split_batch
+
+    for batch in data.train:
+        inputs, _ = split_batch(batch)
+        if inputs.kwargs and not inputs.args:
+            return dict(inputs.kwargs)
+        return inputs.args
+    raise UsageError("data.train is empty: give at least one batch, or example=")
+
+
+def _open(
+    model: nn.Module,
+    example: Any,
+    data: Data,
+    task: str | Task,
+    target: str | Target,
+    device: str,
+    settings: Settings,
+    out: str | Path | None,
+    dynamic: Mapping[str, Iterable[int]] | None,
+    progress: Progress,
+) -> Study:
+    """Check everything that can be checked before any work, then lock the folder."""
+    meaning, runtime = task_of(task), find_target(target)
+    folder = Path(out) if out is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    graphs.check_model(model)
+    with progress.stage("capture", None):
+        traced = graphs.trace(model, example, dynamic)
+    module = traced.program.module
+    with progress.stage("reading the data", None), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        checked = check_data(
+            data, traced.example, meaning, predict=lambda e: module(*e.args, **e.kwargs), cap=settings.max_batches
+        )
+    opened = RunFolder.open(folder, identity(traced, checked, meaning, runtime, settings))
+    about = {
+        "target": dict(runtime.fingerprint()),
+        "axes": {a.id: a.size for a in traced.axes if a.prunable},
+        "notes": [*traced.notes, *(str(w.message) for w in caught)],
+        "samples": dict(checked.samples),
+        "model": type(model).__name__,
+    }
+    opened.once("about", "run", lambda: about)
+    return Study(opened, model, traced, checked, meaning, runtime, settings, device, progress)
+
+
+def _refuse_unreachable(study: Study, options: space.Space) -> None:
+    """The cheapest plan, exported without recovery, bounds what any member can cost: refuse limits beyond it."""
+    costly = Limits(tuple(limit for limit in study.limits if limit.about.key != "accuracy"))
+    if not costly:
+        return
+    bounds = study.once("reach", "cheapest", lambda: _measure_cheapest(study, options))
+    front = results.front_of(study.folder)
+    cheapest = [
+        Candidate(
+            f"cheapest-{p}", Plan(), p, study.folder.path, {k: Measurement.from_json(m) for k, m in taken.items()}
+        )
+        for p, taken in bounds.items()
+    ]
+    unmet = costly.unreachable([*cheapest, *front.candidates], front.original.measurements, front.judge)
+    if unmet:
+        raise UnreachableLimitError(f"{unmet} (the cheapest network that this search can make was measured)")
+
+
+def _measure_cheapest(study: Study, options: space.Space) -> dict[str, Any]:
+    plan = options.plan(study, {c.axis: c.widths[0] for c in options.choices})
+    module = graphs.cut(study.traced, plan).program.module
+    taken: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
+        for precision in study.settings.precisions:
+            file = Path(folder) / f"{precision}.onnx"
+            study.target.export(module, study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
+            taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file).items()}
+    return taken

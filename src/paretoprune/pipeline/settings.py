@@ -1,0 +1,107 @@
+"""Every knob of a search, with its default. The recipe's keys and `pp.search`'s keywords are these."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from paretoprune.core.errors import UsageError
+from paretoprune.core.limits import Limits
+
+_SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+LEAST_SQUARES = "least-squares"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One search. Everything here decides the result, so a run folder is bound to it.
+
+    `budget_s`: seconds of wall time that the search plans with. `candidates`: networks carried out and measured.
+    `steps`: distillation steps per candidate, None for as many as the budget has room for, 0 for none.
+    `criterion`: "least-squares" (order of elimination by reconstruction error) or a criterion's name.
+    `floor`, `keep_ratio`: least positions, and least share of them, that every axis keeps. `align`: kept widths are multiples of it; "auto" reads the target's own step. `evaluations`: proposals that a
+    searcher may try on the proxy, None for its default.
+    """
+
+    limits: tuple[str, ...] = ()
+    budget_s: float = 1200.0
+    searcher: str = "knapsack"
+    candidates: int = 12
+    evaluations: int | None = None
+    steps: int | None = None
+    learning_rate: float = 0.02
+    criterion: str = LEAST_SQUARES
+    axes: Literal["inner", "all"] = "inner"
+    ignore: tuple[str, ...] = ()
+    align: int | Literal["auto"] = "auto"
+    floor: int = 1
+    keep_ratio: float = 0.0
+    precisions: tuple[str, ...] = ("fp32", "int8")
+    objectives: tuple[str, ...] = ("accuracy", "latency_ms")
+    calibration_samples: int = 512
+    max_batches: int | None = None
+    threads: int = 1
+    watts_per_core: float = 10.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "floor", "threads"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("evaluations", "max_batches"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if self.steps is not None:
+            _at_least("steps", self.steps, 0)
+        if self.align != "auto":
+            _at_least("align", self.align, 1)
+        if self.axes not in ("inner", "all"):
+            raise UsageError(f"axes={self.axes!r}: give 'inner' or 'all'")
+        for name in ("budget_s", "learning_rate", "watts_per_core"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+                raise UsageError(f"{name}={value!r}: give a number above 0")
+        if not isinstance(self.keep_ratio, (int, float)) or not 0 <= self.keep_ratio < 1:
+            raise UsageError(f"keep_ratio={self.keep_ratio!r}: give a share from 0 to below 1")
+        if not self.precisions or self.precisions[0] != "fp32":
+            raise UsageError(
+                f"precisions={list(self.precisions)}: 'fp32' comes first, it is what others are compared with"
+            )
+        Limits.parse(self.limits)
+
+    @property
+    def parsed_limits(self) -> Limits:
+        return Limits.parse(self.limits)
+
+
+def settings_of(limits: Sequence[str] = (), budget: str = "20 min", **options: Any) -> Settings:
+    """Settings from a call's keywords. Raises UsageError for an unknown one."""
+    known = Settings.__dataclass_fields__
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UsageError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    if isinstance(limits, str):
+        limits = [limits]
+    lists = {k: tuple(v) for k, v in options.items() if k in ("ignore", "precisions", "objectives")}
+    return Settings(limits=tuple(limits), budget_s=seconds(budget), **{**options, **lists})
+
+
+def seconds(budget: str) -> float:
+    """ "20 min", "90 s", "1.5 h" in seconds. Raises UsageError for a number without a unit."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]+)\s*", budget) if isinstance(budget, str) else None
+    if match is None or match[2] not in _SECONDS:
+        raise UsageError(f"budget={budget!r}: give a time with its unit, such as '20 min', '90 s' or '2 h'")
+    try:
+        value = float(match[1]) * _SECONDS[match[2]]
+    except ValueError as error:
+        raise UsageError(f"budget={budget!r}: '{match[1]}' is no number") from error
+    if value <= 0:
+        raise UsageError(f"budget={budget!r}: must be above 0")
+    return value
+
+
+def _at_least(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name}={value!r}: give a whole number of at least {least}")

@@ -1,0 +1,172 @@
+"""What the search chooses from: widths per axis, which positions go first, what each width costs and damages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paretoprune import criteria, recover
+from paretoprune import graph as graphs
+from paretoprune.core.axis import Axis
+from paretoprune.core.data import take
+from paretoprune.core.graph import Contraction, Example
+from paretoprune.core.outputs import main_output
+from paretoprune.core.plan import Plan
+from paretoprune.core.protocols import Choice
+from paretoprune.graph import TracedGraph
+from paretoprune.pipeline import choose
+from paretoprune.pipeline.prune import score
+from paretoprune.pipeline.settings import LEAST_SQUARES, Settings
+from paretoprune.pipeline.study import KL_SAMPLES, Study
+from paretoprune.targets import CostTable, staircase
+
+WIDTHS_PER_AXIS = 8
+
+
+@dataclass(frozen=True)
+class Space:
+    """`order`: positions of each axis, first to go first. `step`: the target's channel step."""
+
+    choices: tuple[Choice, ...]
+    order: Mapping[str, Sequence[int]]
+    step: int
+
+    def plan(self, study: Study, widths: Mapping[str, int]) -> Plan:
+        return choose.plan_of(study.traced, widths, self.order)
+
+
+def build(study: Study) -> Space:
+    """Order, widths, costs and errors, each stage journaled."""
+    axes = choose.chosen_axes(study.traced, study.settings.axes, study.settings.ignore)
+    table = CostTable(study.target)
+    step = int(study.once("staircase", "fp32", lambda: _step(study, table))["step"])
+    order = study.once("order", study.settings.criterion, lambda: _orders(study, axes))
+    widths = {a.id: _widths(a, step, _floor(a, study.settings)) for a in axes}
+    costs = study.once("cost table", "fp32", lambda: _costs(study, table, widths))
+    errors = study.once("error curves", "kl", lambda: _errors(study, axes, widths, order))
+    choices = tuple(
+        Choice(a.id, widths[a.id], tuple(errors[a.id]), tuple(costs[a.id])) for a in axes if len(widths[a.id]) > 1
+    )
+    return Space(choices, order, step)
+
+
+def _step(study: Study, table: CostTable) -> dict[str, Any]:
+    if study.settings.align != "auto":
+        return {"step": study.settings.align, "read": False}
+    found = staircase(table)
+    return {"step": found.step, "read": True, "cost_ms": {str(w): c for w, c in found.cost_ms.items()}}
+
+
+def _floor(axis: Axis, settings: Settings) -> int:
+    return min(axis.size, max(settings.floor, math.ceil(axis.size * settings.keep_ratio)))
+
+
+def _widths(axis: Axis, step: int, floor: int) -> tuple[int, ...]:
+    """Multiples of the step; an axis that is not wider than a step may also be halved, if that pays."""
+    widths = set(choose.candidate_widths(axis.size, step, floor, WIDTHS_PER_AXIS))
+    half = axis.size // 2
+    if axis.size <= step and half >= floor:
+        widths.add(half)
+    return tuple(sorted(widths))
+
+
+def _orders(study: Study, axes: Sequence[Axis]) -> dict[str, list[int]]:
+    if study.settings.criterion != LEAST_SQUARES:
+        scorer = criteria.criterion_of(study.settings.criterion)
+        return choose.removal_order(score(study.traced, axes, scorer, study.task, study.calibration))
+    by_weight = {c.weight: c for c in study.traced.program.contractions if c.node in study.grams}
+    found = {a.id: _elimination_order(study.traced, a, by_weight, study.grams) for a in axes}
+    rest = [a for a in axes if found[a.id] is None]
+    scores = score(study.traced, rest, criteria.criterion_of("magnitude"), study.task, None) if rest else None
+    others = choose.removal_order(scores) if scores is not None else {}
+    return {a.id: found[a.id] or others[a.id] for a in axes}
+
+
+def _elimination_order(
+    traced: TracedGraph, axis: Axis, by_weight: Mapping[str, Contraction], grams: Mapping[str, recover.Gram]
+) -> list[int] | None:
+    """Positions by the reconstruction error that their removal adds in all contractions over the axis."""
+    tensors = graphs.tensors_of(traced.program.module)
+    eliminations = []
+    for member in axis.members:
+        contraction = by_weight.get(member.name)
+        if member.role != "in" or contraction is None or member.dim != contraction.input_dim:
+            continue
+        matrix = contraction.matrix(tensors[member.name].detach())
+        inputs = tensors[member.name].shape[member.dim]
+        taps = matrix.shape[1] // inputs
+        entries = torch.from_numpy(member.entries)
+        columns = (entries[:, :, None] * taps + torch.arange(taps)).reshape(len(entries), -1)
+        eliminations.append(recover.Elimination(matrix, grams[contraction.node], columns))
+    return recover.order_jointly(eliminations).positions.tolist() if eliminations else None
+
+
+def _costs(study: Study, table: CostTable, widths: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+    """Predicted milliseconds of all layers with one axis at each of its widths (fp32)."""
+    with study.progress.stage("cost table", sum(map(len, widths.values()))) as bar:
+        result: dict[str, list[float]] = {}
+        for axis, choices in widths.items():
+            result[axis] = []
+            for width in choices:
+                result[axis].append(predicted_ms(study, table, {axis: width}))
+                bar.advance(note=f"{axis} = {width}")
+        return result
+
+
+def predicted_ms(study: Study, table: CostTable, widths: Mapping[str, int]) -> float:
+    return sum(table.cost_ms(spec) for spec in study.traced.layers(widths))
+
+
+def _errors(
+    study: Study, axes: Sequence[Axis], widths: Mapping[str, Sequence[int]], order: Mapping[str, Sequence[int]]
+) -> dict[str, list[float]]:
+    """Divergence of the network's output when one axis alone is cut to each width and reconstructed.
+
+    "Replaced-block KL": the damage is measured where it counts, at the output, with the remedy applied.
+    """
+    reference = Outputs.of(study)
+    with study.progress.stage("error curves", sum(len(widths[a.id]) - 1 for a in axes)) as bar:
+        result: dict[str, list[float]] = {}
+        for axis in axes:
+            errors = []
+            for width in widths[axis.id][:-1]:
+                plan = choose.plan_of(study.traced, {axis.id: width}, order)
+                cut = graphs.cut(study.traced, plan)
+                recover.reconstruct_program(reference.tensors, cut.program, cut.kept, study.grams)
+                errors.append(reference.divergence(cut))
+                bar.advance(note=f"{axis.id} = {width}")
+            # A narrower width never does less damage: what noise says against it is taken out.
+            falling = np.maximum.accumulate([0.0, *reversed(errors)])[::-1]
+            result[axis.id] = [float(e) for e in falling]
+        return result
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The original's outputs on calibration inputs, to compare others with."""
+
+    tensors: Mapping[str, Tensor]
+    inputs: tuple[Example, ...]
+    outputs: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, study: Study) -> Outputs:
+        inputs = tuple(i for i, _ in take(study.calibration, KL_SAMPLES))
+        program = study.traced.program
+        outputs = tuple(main_output(program.observe(i, {})) for i in inputs)
+        return cls(graphs.tensors_of(program.module), inputs, outputs)
+
+    def divergence(self, cut: graphs.Cut) -> float:
+        """Mean KL divergence for class scores (samples, classes), else the relative squared error."""
+        found = [main_output(cut.program.observe(i, {})) for i in self.inputs]
+        ours, theirs = torch.cat(found), torch.cat(self.outputs)
+        if theirs.ndim == 2 and theirs.shape[1] > 1:
+            p, q = torch.log_softmax(theirs.double(), 1), torch.log_softmax(ours.double(), 1)
+            return float((p.exp() * (p - q)).sum(1).mean())
+        return float((ours - theirs).double().square().sum() / theirs.double().square().sum().clamp_min(1e-12))

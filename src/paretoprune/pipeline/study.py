@@ -1,0 +1,120 @@
+"""One search and everything that its stages need: the network, the data, the target and the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from paretoprune import graph as graphs
+from paretoprune import recover
+from paretoprune.core.graph import Example
+from paretoprune.core.limits import Limits
+from paretoprune.core.progress import Progress
+from paretoprune.core.protocols import Target, Task
+from paretoprune.graph import TracedGraph
+from paretoprune.pipeline.prune import TAYLOR_SAMPLES
+from paretoprune.pipeline.settings import Settings
+from paretoprune.store.run import RunFolder
+from paretoprune.targets import fingerprint_id
+from paretoprune.tasks import CheckedData
+
+KL_SAMPLES = TAYLOR_SAMPLES
+
+
+@dataclass(frozen=True)
+class Study:
+    """The stages are functions of it; what they find out goes through `folder.once`, so a second run resumes."""
+
+    folder: RunFolder
+    model: nn.Module
+    traced: TracedGraph
+    checked: CheckedData
+    task: Task
+    target: Target
+    settings: Settings
+    device: str
+    progress: Progress
+
+    @property
+    def limits(self) -> Limits:
+        return self.settings.parsed_limits
+
+    @property
+    def calibration(self) -> Iterable[Any]:
+        return self.checked.data.calibrating
+
+    @cached_property
+    def grams(self) -> Mapping[str, recover.Gram]:
+        """Gram matrices of the original network; taken when first needed, and again after a resume."""
+        with self.timed("gram pass"), self.progress.stage("gram pass", None):
+            return recover.collect_grams(
+                self.traced.program,
+                self.traced.program.contractions,
+                self.calibration,
+                samples=self.settings.calibration_samples,
+            )
+
+    @cached_property
+    def one(self) -> Example:
+        """One sample, batch 1: what is timed."""
+        example = self.traced.example
+
+        def first(value: Any) -> Any:
+            return value[:1] if isinstance(value, torch.Tensor) else value
+
+        from torch.utils import _pytree as pytree
+
+        args, kwargs = pytree.tree_map(first, (example.args, dict(example.kwargs)))
+        return Example(args, kwargs)
+
+    def calibration_inputs(self, samples: int) -> Iterator[Example]:
+        from paretoprune.core.data import take
+
+        for inputs, _ in take(self.calibration, samples):
+            yield inputs
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the CPU and wall seconds of a stage to the journal."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            spent = {"stage": stage, "wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+            self.folder.record("seconds", str(len(self.folder.all("seconds"))), spent)
+
+    def once(self, stage: str, key: str, work: Callable[[], Any]) -> Any:
+        """A journaled, timed stage."""
+        if self.folder.has(stage, key):
+            return self.folder.done(stage, key)
+        with self.timed(stage):
+            return self.folder.once(stage, key, work)
+
+
+def identity(
+    traced: TracedGraph, checked: CheckedData, task: Task, target: Target, settings: Settings
+) -> dict[str, Any]:
+    """What a run folder is bound to: network, weights, data, recipe and machine."""
+    return {
+        "model": {"structure": traced.fingerprint, "weights": weights_digest(traced.captured)},
+        "data": checked.fingerprint,
+        "task": task.name,
+        "target": {"name": target.name, "machine": fingerprint_id(target.fingerprint())},
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()},
+    }
+
+
+def weights_digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(graphs.tensors_of(module).items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

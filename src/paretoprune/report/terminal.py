@@ -1,0 +1,130 @@
+"""The front as a table for a terminal, at 80 columns or more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from paretoprune.core.candidate import Candidate
+from paretoprune.core.measurement import Measurement
+from paretoprune.report.metrics import METRICS, Metric, figure, metric_of, with_unit
+from paretoprune.report.text import MISSING, clean, half_width, has_interval, number
+
+_COLUMNS = (
+    ("accuracy", "accuracy %"),
+    ("latency_ms", "latency ms"),
+    ("speedup", "speed"),
+    ("size_bytes", "size"),
+    ("energy_mj", "energy\nmJ"),
+)
+LEGEND = "● on the front  ► chosen  ! misses a limit  ~ estimated  ±, ( ) 95 % interval"
+
+
+class HasCandidates(Protocol):
+    """A front."""
+
+    @property
+    def candidates(self) -> Sequence[Candidate]: ...
+
+
+def safe(text: object, limit: int = 120) -> str:
+    """Untrusted text for a rich markup string: no control characters, no markup."""
+    return escape(clean(text, limit))
+
+
+def rows_of(front: HasCandidates | Iterable[Candidate]) -> tuple[Candidate, ...]:
+    return tuple(front) if isinstance(front, Iterable) else tuple(front.candidates)
+
+
+def front_table(front: HasCandidates | Iterable[Candidate], chosen: str = "") -> Table:
+    """One line per candidate, in the order given. Columns that nobody has measured are left out.
+
+    Marks: `●` on the front, `!` misses a limit, `►` chosen. `~` and "est." stand at what was only estimated.
+    """
+    rows = rows_of(front)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0, caption=LEGEND, caption_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("name", overflow="fold", min_width=12, max_width=40)
+    table.add_column("kind", no_wrap=True)
+    shown = [(metric_of(key), title) for key, title in _COLUMNS if any(key in row.measurements for row in rows)]
+    labelled = {metric.key for metric, _ in shown if _all_estimated(metric.key, rows)}
+    for metric, title in shown:
+        table.add_column(f"{title} est." if metric.key in labelled else title, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [Text(_cell(metric, row.measurements.get(metric.key), metric.key in labelled)) for metric, _ in shown]
+        style = "bold" if row.name == chosen else ("" if row.on_front else "dim")
+        table.add_row(
+            _marks(row, chosen), Text(clean(row.name, 120)), Text(clean(row.precision, 12)), *cells, style=style
+        )
+    return table
+
+
+def summary(front: HasCandidates | Iterable[Candidate], chosen: str = "") -> Text:
+    """One sentence: how many were measured, how many are on the front, what the chosen one gives for what."""
+    rows = rows_of(front)
+    text = Text(f"{len(rows)} measured, {sum(row.on_front for row in rows)} on the front")
+    row = next((r for r in rows if r.name == chosen), None) if chosen else None
+    if row is None:
+        return text
+    text.append(f"; chosen {clean(row.name, 120)}: {', '.join(_gains(row, rows))}")
+    return text
+
+
+def _gains(row: Candidate, rows: Sequence[Candidate]) -> list[str]:
+    original = next((r for r in rows if r.original), None)
+    said = []
+    for metric in METRICS:
+        m = row.measurements.get(metric.key)
+        if m is None or metric.key not in ("accuracy", "speedup", "size_bytes"):
+            continue
+        shown = figure(metric, m)
+        base = original.value(metric.key) if original is not None and original is not row else None
+        if metric.key == "speedup":
+            said.append(f"{'~' if shown.estimated else ''}{shown.value}× the original's speed")
+        elif metric.key == "accuracy" and base is not None:
+            said.append(f"accuracy {shown.value} % ({(m.value - base) * 100:+.1f} points)".replace("-", "−"))
+        else:
+            said.append(with_unit(shown.value, shown.unit))
+    return said
+
+
+def _marks(row: Candidate, chosen: str) -> Text:
+    return Text(
+        ("►" if row.name == chosen else " ") + ("●" if row.on_front else " ") + (" " if row.meets_limits else "!")
+    )
+
+
+def _all_estimated(key: str, rows: Sequence[Candidate]) -> bool:
+    return all(m.status != "measured" for row in rows if (m := row.measurements.get(key)))
+
+
+def _cell(metric: Metric, m: Measurement | None, labelled: bool) -> str:
+    """Figures without the unit that the heading names; bytes and speedups carry theirs.
+
+    `labelled`: the heading already says that the whole column is estimated.
+    """
+    if m is None:
+        return MISSING
+    shown = figure(metric, m)
+    mark = "~" if shown.estimated else ""
+    tail = " est." if shown.estimated and not labelled else ""
+    if metric.key == "accuracy":
+        interval = f" ({m.low * 100:.1f}–{m.high * 100:.1f})" if has_interval(m) else ""
+        return f"{mark}{shown.value}{interval}{tail}"
+    if metric.key == "latency_ms":
+        return f"{mark}{shown.value}" + (f" ±{_spread(m.value, half_width(m))}" if has_interval(m) else "") + tail
+    if metric.key in ("size_bytes", "speedup"):
+        return mark + with_unit(shown.value, shown.unit) + tail
+    return f"{mark}{shown.value}{tail}"
+
+
+def _spread(value: float, half: float) -> str:
+    """The half width to the digits of the value: 0.412 ±0.012."""
+    digits = len(number(value).partition(".")[2])
+    text = f"{half:.{digits}f}"
+    return text if float(text) > 0 else number(half)

@@ -1,0 +1,196 @@
+"""From a module to a verified ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.jit._trace import TracerWarning
+from torch.utils import _pytree as pytree
+
+from paretoprune.core.errors import ExportMismatchError, TargetError
+from paretoprune.core.graph import Example
+from paretoprune.targets.feeds import Signature, array_of, feed_of, randomised, resized, signature_of
+from paretoprune.targets.files import new_file
+from paretoprune.targets.session import OrtRunner, one_line
+from paretoprune.targets.verify import check_finite, check_outputs, check_varies
+
+if TYPE_CHECKING:
+    from paretoprune.targets.ort import OnnxRuntime
+
+OPSET = 17
+TRACE_BATCH = 2
+"""Not 1: a batch of one hides broadcasting."""
+
+VERIFY_BATCHES = (3, 1)
+"""Neither is the batch that was traced, so a frozen batch shows."""
+
+
+class _Flat(nn.Module):
+    """Takes and gives flat tensors, and keeps its mode: the exporter calls `train`, which captured graphs refuse."""
+
+    def __init__(self, module: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.module = module
+        self.signature = signature
+
+    def train(self, mode: bool = True) -> _Flat:
+        return self
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        args, kwargs = self.signature.arguments(tensors)
+        leaves = pytree.tree_leaves(self.module(*args, **kwargs))
+        return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+def export_fp32(target: OnnxRuntime, module: nn.Module, example: Example, path: Path) -> Path:
+    """Write, reload, compare at two batch sizes, then put in place. See `OnnxRuntime.export`."""
+    check_dtypes(module)
+    signature, tensors = signature_of(example)
+    tensors = [tensor.to(_device(module)) for tensor in tensors]
+    with evaluating(module), new_file(path) as file:
+        flat = _Flat(module, signature)
+        write_onnx(flat, _batched(signature, tensors, TRACE_BATCH), file)
+        verify(OrtRunner.open(file, target.threads), flat, tensors)
+    return path
+
+
+def export_int8(
+    target: OnnxRuntime, module: nn.Module, example: Example, path: Path, calibration: Iterable[Example]
+) -> Path:
+    """Export fp32 beside `path`, then quantize it with the ranges seen on `calibration`."""
+    from paretoprune.targets.int8 import quantize_file
+
+    with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
+        fp32 = export_fp32(target, module, example, Path(folder) / "fp32.onnx")
+        return quantize_file(fp32, path, (feed_of(inputs) for inputs in calibration), target.threads)
+
+
+def check_dtypes(module: nn.Module) -> None:
+    """fp16, bf16 and double networks are refused rather than cast in silence."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
+            raise TargetError(
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}; the fp32 export takes float32 networks only. "
+                "Convert it first: model.float()"
+            )
+
+
+def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
+    """Trace `flat` and write opset 17 with dimension 0 dynamic. Raises TargetError naming the exporter's reason."""
+    with torch.no_grad():
+        outputs = flat(*tensors)
+    if not outputs:
+        raise TargetError("the network returns no tensor, so there is nothing to export")
+    inputs, batch = flat.signature.names, _batch(flat.signature, tensors)
+    names = _output_names(len(outputs), inputs)
+    axes = {name: {0: "batch"} for name, batched in zip(inputs, flat.signature.batched, strict=True) if batched}
+    axes |= {name: {0: "batch"} for name, o in zip(names, outputs, strict=True) if o.dim() and o.shape[0] == batch}
+    try:
+        with _quiet(), torch.no_grad():
+            torch.onnx.export(
+                flat,
+                tuple(tensors),
+                str(file),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=list(names),
+                dynamic_axes=axes,
+                do_constant_folding=True,
+            )
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
+        raise TargetError(f"the ONNX exporter refused the network: {one_line(error)}") from error
+
+
+def verify(runner: OrtRunner, flat: _Flat, tensors: list[torch.Tensor]) -> None:
+    """Compare file and network on random inputs like the example, at two batch sizes."""
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for batch in VERIFY_BATCHES:
+        what = f"{flat.module.__class__.__name__} at batch {batch}"
+        fresh = _batched(flat.signature, tensors, batch)
+        fresh = [randomised(t, generator) if t.numel() else t for t in fresh]
+        with torch.no_grad():
+            expected = [array_of(output) for output in flat(*fresh)]
+        check_finite(f"{what}, before export", runner.output_names, expected)
+        check_outputs(what, runner.output_names, expected, _run(runner, flat.signature, fresh, batch))
+        seen.append(expected)
+    check_varies(flat.module.__class__.__name__, seen)
+
+
+def _run(runner: OrtRunner, signature: Signature, tensors: list[torch.Tensor], batch: int) -> tuple[NDArray[Any], ...]:
+    try:
+        return runner(_feed(runner, signature, tensors))
+    except TargetError as error:
+        reason = str(error.__cause__ or error)
+    try:
+        runner(_feed(runner, signature, _batched(signature, tensors, TRACE_BATCH)))
+    except TargetError:
+        raise ExportMismatchError(f"the exported file does not run: {reason}") from None
+    raise ExportMismatchError(
+        f"the exported file runs at batch {TRACE_BATCH}, at which it was traced, but not at batch {batch}: the batch "
+        f"size became a constant in the export. Take it from the input inside forward (x.size(0)). {reason}"
+    )
+
+
+def _feed(runner: OrtRunner, signature: Signature, tensors: list[torch.Tensor]) -> dict[str, NDArray[Any]]:
+    feed = {name: array_of(tensor) for name, tensor in zip(signature.names, tensors, strict=True)}
+    return {name: feed[name] for name in runner.input_names if name in feed}
+
+
+def _batched(signature: Signature, tensors: list[torch.Tensor], batch: int) -> list[torch.Tensor]:
+    return [resized(t, batch) if b else t for t, b in zip(tensors, signature.batched, strict=True)]
+
+
+def _batch(signature: Signature, tensors: list[torch.Tensor]) -> int:
+    return next(t.shape[0] for t, b in zip(tensors, signature.batched, strict=True) if b)
+
+
+def _output_names(count: int, taken: Iterable[str]) -> list[str]:
+    names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    return [f"{name}_" if name in set(taken) else name for name in names]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode inside; modes and random state as before after."""
+    modes = [(part, part.training) for part in module.modules()]
+    random_state = torch.random.get_rng_state()
+    _set_mode(module, False)
+    try:
+        yield
+    finally:
+        _set_mode(module, modes[0][1])
+        for part, training in modes:
+            part.training = training
+        torch.random.set_rng_state(random_state)
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    """Graphs captured by torch.export keep one mode for ever and refuse to switch."""
+    with contextlib.suppress(NotImplementedError):
+        module.train(training)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's farewell to itself, its tracing hints (the file is verified by numbers) and what it prints."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.filterwarnings("ignore", message="You are using the legacy TorchScript", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="The feature will be removed", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
+        yield

@@ -1,0 +1,93 @@
+"""Every figure of one exported file, taken on that file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from paretoprune.core.measurement import Measurement
+from paretoprune.core.protocols import Target
+from paretoprune.targets.energy import WATTS_PER_CORE, AnalyticEstimate, CpuSecondsEstimate, ZeusMeter
+from paretoprune.targets.fingerprint import fingerprint_id
+from paretoprune.targets.latency import (
+    Latency,
+    Make,
+    Timing,
+    Work,
+    compare_fresh,
+    measure_latency_fresh,
+)
+from paretoprune.targets.macs import workload_of_file
+from paretoprune.targets.memory import peak_memory
+from paretoprune.targets.size import size_bytes
+
+COUNTER_WINDOW_S = 0.2
+"""Long against the millisecond steps of energy counters."""
+
+Inputs = Mapping[str, NDArray[Any]]
+
+
+def measure_file(
+    target: Target,
+    path: Path,
+    inputs: Inputs,
+    baseline_path: Path | None = None,
+    *,
+    timing: Timing | None = None,
+    memory: bool = False,
+    watts_per_core: float = WATTS_PER_CORE,
+) -> dict[str, Measurement]:
+    """Measurements by name; a figure that could not be had is left out.
+
+    "latency_ms", "cpu_ms", "wall_ms", "size_bytes", "energy_mj", "energy_analytic_mj", "macs"; with a baseline also
+    "speedup" and "baseline_latency_ms" from the same interleaved run; with `memory` also "memory_bytes".
+    `inputs` are one sample (batch 1) unless another size is meant.
+    """
+    path = Path(path)
+    mark = fingerprint_id(target.fingerprint())
+    timing = timing or Timing(basis="cpu" if target.threads == 1 else "wall")
+    make = _maker(target, path, inputs)
+    found: dict[str, Measurement | None] = {}
+    if baseline_path is None:
+        latency = measure_latency_fresh(make, timing)
+    else:
+        pair = compare_fresh(_maker(target, baseline_path, inputs), make, timing)
+        latency = pair.b
+        found |= {"speedup": pair.ratio, "baseline_latency_ms": pair.a.latency_ms}
+    found |= {"latency_ms": latency.latency_ms, "cpu_ms": latency.cpu_ms, "wall_ms": latency.wall_ms}
+    found |= {"size_bytes": size_bytes(path), "energy_mj": _energy(make, latency, watts_per_core)}
+    found |= _analytic(path, inputs)
+    if memory and path.suffix == ".onnx":
+        found["memory_bytes"] = peak_memory(path, inputs, threads=target.threads)
+    return {name: replace(value, target=mark) for name, value in found.items() if value is not None}
+
+
+def _maker(target: Target, path: Path, inputs: Inputs) -> Make:
+    def make() -> Work:
+        runner = target.load(path)
+        return lambda: runner(inputs)
+
+    return make
+
+
+def _energy(make: Make, latency: Latency, watts_per_core: float) -> Measurement | None:
+    """From counters where they can be read, else estimated from the CPU time that was just measured."""
+    meter = ZeusMeter.open("cpu")
+    if meter is not None:
+        runs = max(1, round(COUNTER_WINDOW_S * 1e3 / latency.wall_ms.value))
+        read = meter.measure(make(), runs)
+        if read is not None:
+            return read
+    return CpuSecondsEstimate(watts_per_core).of(latency.cpu_ms)
+
+
+def _analytic(path: Path, inputs: Inputs) -> dict[str, Measurement | None]:
+    if path.suffix != ".onnx":
+        return {}
+    workload = workload_of_file(path, {name: array.shape for name, array in inputs.items()})
+    macs = None if workload is None else Measurement.exact(float(workload.macs), "MAC")
+    return {"macs": macs, "energy_analytic_mj": AnalyticEstimate(workload).measure()}

@@ -1,0 +1,54 @@
+"""Peak memory of an exported file: how far a fresh process grows when it loads the file and runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paretoprune.core.errors import TargetError
+from paretoprune.core.measurement import Measurement
+from paretoprune.targets.onnx_file import read_model
+
+CHILD = Path(__file__).with_name("memory_child.py")
+
+
+def peak_memory(
+    path: Path, inputs: Mapping[str, NDArray[Any]], *, threads: int = 1, timeout_s: float = 120.0, target: str = ""
+) -> Measurement | None:
+    """Growth in bytes over the state after the imports; largest of three processes, the smallest as `low`.
+
+    None where the system keeps no such record (/proc is Linux's). Raises TargetError with the child's last words if it
+    fails or outlives `timeout_s`.
+    """
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        return None
+    read_model(path)
+    with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
+        archive = Path(folder) / "inputs.npz"
+        with archive.open("wb") as file:
+            np.savez(file, *inputs.values())
+        grown = [_child_growth(path, archive, list(inputs), threads, timeout_s) for _ in range(3)]
+    note = "resident growth of a fresh process over its imports"
+    return Measurement(
+        float(max(grown)), float(min(grown)), float(max(grown)), len(grown), "B", "measured", target, note
+    )
+
+
+def _child_growth(path: Path, archive: Path, names: list[str], threads: int, timeout_s: float) -> int:
+    command = [sys.executable, "-P", str(CHILD), str(path), str(archive), str(threads), "3", *names]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise TargetError(f"measuring the memory of {path} took over {timeout_s:g} s; its process was ended") from error
+    if done.returncode != 0:
+        last = " ".join(done.stderr.split())[-400:] or f"exit status {done.returncode}"
+        raise TargetError(f"{path} failed in a fresh process: {last}")
+    return int(done.stdout.split()[-1])

@@ -1,0 +1,78 @@
+"""A loaded ONNX file on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from paretoprune.core.errors import TargetError
+from paretoprune.targets.onnx_file import has_external_data, read_model
+
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    *(v for v in vars(_state).values() if isinstance(v, type) and issubclass(v, Exception)),
+    RuntimeError,
+    ValueError,
+)
+"""What ONNX Runtime raises; its own classes share no base."""
+
+_QUIET = 4
+"""Fatal messages only: every error reaches the caller as an exception."""
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _QUIET
+    return options
+
+
+def open_session(model: Path | bytes, threads: int, name: str) -> onnxruntime.InferenceSession:
+    """`name` is what an error calls the model."""
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return onnxruntime.InferenceSession(source, session_options(threads), providers=["CPUExecutionProvider"])
+    except RUNTIME_ERRORS as error:
+        raise TargetError(f"ONNX Runtime cannot load {name}: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+class OrtRunner:
+    """Implements core.protocols.Runner. Inputs by name; outputs in the file's order."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, name: str) -> None:
+        self._session = session
+        self._name = name
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.log_severity_level = _QUIET
+        self.input_names: tuple[str, ...] = tuple(i.name for i in session.get_inputs())
+        self.output_names: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
+
+    @classmethod
+    def open(cls, path: Path, threads: int) -> OrtRunner:
+        """Raises FileError for a file that cannot be trusted or read, TargetError if the runtime refuses it."""
+        model, data = read_model(path)
+        return cls(open_session(path if has_external_data(model) else data, threads, str(path)), str(path))
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        if inputs.keys() != set(self.input_names):
+            raise TargetError(
+                f"{self._name} takes the inputs {', '.join(self.input_names)}; given were {', '.join(inputs) or 'none'}"
+            )
+        try:
+            outputs = self._session.run(None, dict(inputs), self._run_options)
+        except RUNTIME_ERRORS as error:
+            shapes = ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in inputs.items())
+            raise TargetError(f"{self._name} does not run on {shapes}: {one_line(error)}") from error
+        return tuple(outputs)

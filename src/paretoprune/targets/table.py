@@ -1,0 +1,42 @@
+"""The targets on offer. One that is not here does not exist yet."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+
+from paretoprune.core.errors import UsageError
+from paretoprune.core.protocols import Target
+from paretoprune.targets.ort import OnnxRuntime
+
+TARGETS: Mapping[str, Callable[[], Target]] = {
+    "onnxruntime": OnnxRuntime,
+}
+
+_METHODS = ("fingerprint", "export", "load")
+
+
+def find_target(given: str | Target) -> Target:
+    """A target by name, by reference ("package.module:Class") or as it is. Raises UsageError for anything else."""
+    if not isinstance(given, str):
+        return _checked(given, repr(given))
+    if given in TARGETS:
+        return TARGETS[given]()
+    if ":" not in given:
+        raise UsageError(
+            f"unknown target {given!r}; offered: {', '.join(TARGETS)}, or your own as 'package.module:Class'"
+        )
+    module_name, _, name = given.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"target {given!r} cannot be imported: {error}") from error
+    return _checked(factory() if callable(factory) else factory, given)
+
+
+def _checked(target: Target, given: str) -> Target:
+    missing = [m for m in _METHODS if not callable(getattr(target, m, None))]
+    missing += [a for a in ("name", "threads", "precisions") if not hasattr(target, a)]
+    if missing:
+        raise UsageError(f"{given} is not a target: it has no {', '.join(missing)}")
+    return target

@@ -1,0 +1,29 @@
+"""Shared settings: one thread, reproducible examples, and where the data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before numpy and torch are imported: the machine's cores are shared, and one thread is what is measured.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets; skips where there is none."""
+    given = os.environ.get("PARETOPRUNE_DATA")
+    if not given:
+        pytest.skip("PARETOPRUNE_DATA is unset: set it to the folder that holds cifar10_jpeg75.npz and the others")
+    folder = Path(given).resolve()
+    if not folder.is_dir():
+        pytest.fail(f"PARETOPRUNE_DATA={given!r} is not a folder")
+    return folder
