@@ -75,19 +75,19 @@ def why(graph: TracedGraph, name: str, dim: int) -> str:
     return "; ".join(a.why for a in graph.axes if any(m.name == name and m.dim == dim for m in a.members))
 
 
-def plans(graph: TracedGraph, seed: int = 0) -> Iterator[Plan]:
-    """Every prunable axis alone, to a random half and to one position; then all at once."""
+def plans(graph: TracedGraph, seed: int = 0, least: int = 1) -> Iterator[Plan]:
+    """Every prunable axis alone, to a random half and to `least` positions; then all at once."""
     rng = np.random.default_rng(seed)
     halves = {}
     for axis in graph.axes:
         if axis.prunable:
             halves[axis.id] = tuple(sorted(rng.choice(axis.size, max(axis.size // 2, 1), replace=False).tolist()))
             yield Plan({axis.id: halves[axis.id]})
-            yield Plan({axis.id: (int(rng.integers(axis.size)),)})
+            yield Plan({axis.id: tuple(sorted(rng.choice(axis.size, least, replace=False).tolist()))})
     yield Plan(halves)
 
 
-def prove(model: nn.Module, example: Any, *, eager: bool = True, **trace: Any) -> TracedGraph:
+def prove(model: nn.Module, example: Any, *, eager: bool = True, least: int = 1, **trace: Any) -> TracedGraph:
     """Trace, then compare every plan with the self-check and, if `eager`, with the zeroed network itself.
 
     `eager` must be off where a normalisation over channels takes its statistics over kept positions only.
@@ -97,7 +97,7 @@ def prove(model: nn.Module, example: Any, *, eager: bool = True, **trace: Any) -
     inputs = Example.of(example)
     given = [[double(torch.randn(3, *v.shape[1:])) for v in vs] for vs in (inputs.args, inputs.kwargs.values())]
     kwargs = dict(zip(inputs.kwargs, given[1], strict=True))
-    for plan in plans(graph):
+    for plan in plans(graph, least=least):
         graphs.check(graph, plan)
         tensors = {n: double(t.detach()) for n, t in graphs.tensors_of(graph.captured).items()}
         pruned = graphs.cut(graph, plan, tensors).program.module

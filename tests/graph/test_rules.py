@@ -378,3 +378,420 @@ def test_pruned_equals_the_zeroed_network(name: str, tools: Any) -> None:
     parts, forward, example, expected = CASES[name]
     graph = tools.prove(tools.Net(forward, **parts), example)
     assert tools.prunable(graph) == expected
+
+
+# Normalisations over an axis: statistics over kept positions, so the oracle is torch's own layer at the kept width.
+NORMS: dict[str, tuple[dict[str, Any], Any, Any, dict[str, int]]] = {
+    "layer norm": (
+        {"a": nn.Linear(6, 8), "n": nn.LayerNorm(8), "b": nn.Linear(8, 3)},
+        lambda m, x: m.b(m.n(m.a(x))),
+        TOKENS,
+        {"a": 8},
+    ),
+    "layer norm without weights": (
+        {"a": nn.Linear(6, 8), "n": nn.LayerNorm(8, elementwise_affine=False), "b": nn.Linear(8, 3)},
+        lambda m, x: m.b(m.n(m.a(x))),
+        TOKENS,
+        {"a": 8},
+    ),
+    "rms norm": (
+        {"a": nn.Linear(6, 8), "n": nn.RMSNorm(8), "b": nn.Linear(8, 3)},
+        lambda m, x: m.b(m.n(m.a(x))),
+        TOKENS,
+        {"a": 8},
+    ),
+    "group norm": (
+        {"a": conv(3, 12), "n": nn.GroupNorm(3, 12), "b": conv(12, 4)},
+        lambda m, x: m.b(m.n(m.a(x))),
+        IMAGE,
+        {"a": 3, "a#2": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_normalisations_take_statistics_over_kept_positions(name: str, tools: Any) -> None:
+    parts, forward, example, expected = NORMS[name]
+    model = tools.Net(forward, **parts)
+    graph = tools.prove(model, example, eager=False, least=2)  # the norm of one position is a constant
+    assert tools.prunable(graph) == expected
+    for plan in tools.plans(graph, least=2):
+        cut = graphs.cut(graph, plan)
+        rebuilt, reason = graphs.rebuild(model, graph, cut)
+        assert rebuilt is not None, reason
+        torch.testing.assert_close(rebuilt(example), cut.program.module(example))
+        assert type(rebuilt.n) is type(model.n)
+
+
+def test_layer_norm_at_half_width_is_a_layer_norm_of_the_half(tools: Any) -> None:
+    parts, forward, example, _ = NORMS["layer norm"]
+    model = tools.randomise(tools.Net(forward, **parts))
+    graph = graphs.trace(model, example)
+    pruned = graphs.cut(graph, Plan({"a": (0, 3, 4)})).program.module
+    hidden = model.a(example)[..., [0, 3, 4]]
+    normal = F.layer_norm(hidden, (3,), model.n.weight[[0, 3, 4]], model.n.bias[[0, 3, 4]])
+    torch.testing.assert_close(pruned(example), F.linear(normal, model.b.weight[:, [0, 3, 4]], model.b.bias))
+
+
+def test_mean_keeps_its_divisor(tools: Any) -> None:
+    model = tools.randomise(
+        tools.Net(lambda m, x: m.b(m.a(x).mean(1, keepdim=True)), a=nn.Linear(6, 8, bias=False), b=nn.Linear(1, 2))
+    )
+    graph = graphs.trace(model, ROW)
+    pruned = graphs.cut(graph, Plan({"a": (1, 5)})).program.module
+    want = model.b(model.a(ROW)[:, [1, 5]].sum(1, keepdim=True) / 8)
+    torch.testing.assert_close(pruned(ROW), want)
+
+
+# What must stay, and the words that say why: parts, forward, example, parameter, dim, words.
+FROZEN: dict[str, tuple[dict[str, Any], Any, Any, str, int, str]] = {
+    "input": ({"a": nn.Linear(6, 4)}, lambda m, x: m.a(x), ROW, "a.weight", 1, "it is an input of the network"),
+    "output": ({"a": nn.Linear(6, 4)}, lambda m, x: m.a(x), ROW, "a.weight", 0, "it is an output of the network"),
+    "softmax": (
+        {"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)},
+        lambda m, x: m.b(m.a(x).softmax(-1)),
+        ROW,
+        "a.weight",
+        0,
+        "compete in a softmax",
+    ),
+    "sigmoid then sum": (
+        {"a": conv(3, 4, bias=False), "b": conv(1, 2)},
+        lambda m, x: m.b(torch.sigmoid(m.a(x)).sum(1, keepdim=True)),
+        IMAGE,
+        "a.weight",
+        0,
+        "what is removed is not zero",
+    ),
+    "constant then sum": (
+        {"a": conv(3, 4), "b": conv(1, 2)},
+        lambda m, x: m.b((m.a(x) + 0.5).mean(1, keepdim=True)),
+        IMAGE,
+        "a.weight",
+        0,
+        "what is removed is not zero",
+    ),
+    "bias of an outer layer then sum": (
+        {"a": nn.Linear(6, 4, bias=False), "p": nn.Parameter(torch.randn(1)), "b": nn.Linear(1, 2)},
+        lambda m, x: m.b((m.a(x) + m.p).sum(-1, keepdim=True)),
+        ROW,
+        "a.weight",
+        0,
+        "what is removed is not zero",
+    ),
+    "padding with ones then sum": (
+        {"a": conv(3, 4), "b": conv(1, 2)},
+        lambda m, x: m.b(F.pad(m.a(x), (1, 1, 1, 1), value=1.0).sum(1, keepdim=True)),
+        IMAGE,
+        "a.weight",
+        0,
+        "what is removed is not zero",
+    ),
+    "hardtanh off zero then sum": (
+        {"a": conv(3, 4), "b": conv(1, 2)},
+        lambda m, x: m.b(F.hardtanh(m.a(x), 0.5, 2.0).sum(1, keepdim=True)),
+        IMAGE,
+        "a.weight",
+        0,
+        "what is removed is not zero",
+    ),
+    "product of activations": (
+        {"a": nn.Linear(6, 4), "b": nn.Linear(6, 4)},
+        lambda m, x: torch.matmul(m.a(x).sigmoid().unsqueeze(1), m.b(x).sigmoid().unsqueeze(2)).squeeze(-1),
+        ROW,
+        "a.weight",
+        0,
+        "against another activation",
+    ),
+    "maximum": (
+        {"a": conv(3, 4), "b": conv(1, 2)},
+        lambda m, x: m.b(m.a(x).amax(1, keepdim=True)),
+        IMAGE,
+        "a.weight",
+        0,
+        "a maximum is taken over it",
+    ),
+    "deviation": (
+        {"a": nn.Linear(6, 4), "b": nn.Linear(1, 2)},
+        lambda m, x: m.b(m.a(x).std(-1, keepdim=True)),
+        ROW,
+        "a.weight",
+        0,
+        "no removed position is neutral",
+    ),
+    "channels as positions": (
+        {"a": conv(3, 8), "e": nn.Conv1d(1, 1, 3, padding=1), "b": conv(8, 2)},
+        lambda m, x: (lambda y: m.b(y * m.e(y.mean((2, 3)).unsqueeze(1)).transpose(1, 2)[..., None]))(m.a(x)),
+        IMAGE,
+        "a.weight",
+        0,
+        "its positions are spatial",
+    ),
+    "read by number": (
+        {"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)},
+        lambda m, x: (lambda y: m.b(y) + y[:, 2:3] * 0 + y.select(1, 1)[:, None])(m.a(x)),
+        ROW,
+        "a.weight",
+        0,
+        "single positions of it are read by number",
+    ),
+    "cumulative sum": (
+        {"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)},
+        lambda m, x: m.b(torch.cumsum(m.a(x), -1)),
+        ROW,
+        "a.weight",
+        0,
+        "cumsum has no rule",
+    ),
+    "fft": (
+        {"a": nn.Linear(6, 4), "b": nn.Linear(3, 2)},
+        lambda m, x: m.b(torch.fft.rfft(m.a(x)).abs()),
+        ROW,
+        "a.weight",
+        0,
+        "fft_rfft has no rule",
+    ),
+    "written in place through a view": (
+        {"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)},
+        lambda m, x: (lambda y: (y.view(-1, 4).add_(1), m.b(y))[1])(m.a(x) * 1),
+        ROW,
+        "a.weight",
+        0,
+        "add_ has no rule",
+    ),
+    "shifted against itself": (
+        {"a": nn.Linear(6, 5000), "b": nn.Linear(4999, 2)},
+        lambda m, x: (lambda y: m.b(y[:, 1:] + y[:, :-1]))(m.a(x)),
+        ROW,
+        "a.weight",
+        0,
+        "pieces",
+    ),
+    "multiplied by itself": (
+        {"a": nn.Linear(6, 3), "b": nn.Linear(9, 2)},
+        lambda m, x: (lambda y: m.b((y[:, :, None] * y[:, None, :]).flatten(1)))(m.a(x)),
+        ROW,
+        "a.weight",
+        0,
+        "it is multiplied by itself",
+    ),
+    "batch statistics over a layer's outputs": (
+        {"a": nn.Linear(6, 4), "n": nn.BatchNorm1d(5, track_running_stats=False), "b": nn.Linear(4, 2)},
+        lambda m, x: m.b(m.n(m.a(x))),
+        TOKENS,
+        "a.weight",
+        0,
+        "statistics are taken over its positions",
+    ),
+    "instance statistics over a layer's outputs": (
+        {"a": nn.Linear(6, 4), "n": nn.InstanceNorm1d(5), "b": nn.Linear(4, 2)},
+        lambda m, x: m.b(m.n(m.a(x))),
+        TOKENS,
+        "a.weight",
+        0,
+        "statistics are taken over its positions",
+    ),
+    "overlapping halves": (
+        {"a": nn.Linear(6, 9), "b": nn.Linear(3, 2)},
+        lambda m, x: m.b(m.a(x)[:, ::4]),
+        ROW,
+        "a.weight",
+        0,
+        "a slice cuts across it",
+    ),
+    "mean over everything": (
+        {"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)},
+        lambda m, x: (lambda y: m.b(y) * y.mean())(m.a(x)),
+        ROW,
+        "a.weight",
+        0,
+        "it is reduced in a way",
+    ),
+    "a number is read": (
+        {"a": nn.Linear(6, 4), "t": torch.tensor([2, 0]), "b": nn.Linear(2, 2)},
+        lambda m, x: m.b(m.a(x)[:, m.t]),
+        ROW,
+        "a.weight",
+        0,
+        "index has no rule",
+    ),
+    "complex": (
+        {"a": nn.Linear(6, 4), "z": nn.Parameter(torch.randn(4, dtype=torch.complex64)), "b": nn.Linear(4, 2)},
+        lambda m, x: m.b((m.a(x) * m.z).abs()),
+        ROW,
+        "z",
+        0,
+        "it is complex",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_with_the_reason(name: str, tools: Any) -> None:
+    parts, forward, example, parameter, dim, words = FROZEN[name]
+    graph = tools.prove(tools.Net(forward, **parts), example, eager=False)
+    reason = tools.why(graph, parameter, dim)
+    assert words in reason
+    assert not any(m.name == parameter and m.dim == dim for a in graph.axes if a.prunable for m in a.members)
+
+
+def test_an_operator_without_a_rule_is_listed(tools: Any) -> None:
+    parts, forward, example, *_ = FROZEN["cumulative sum"]
+    notes = graphs.trace(tools.Net(forward, **parts), example).notes
+    assert any("cumsum" in n and "what it touches stays as it is" in n for n in notes)
+
+
+def test_squeeze_keeps_a_dim_that_was_pruned_to_one(tools: Any) -> None:
+    model = tools.randomise(
+        tools.Net(lambda m, x: m.b(m.a(x).unsqueeze(0).squeeze()), a=nn.Linear(6, 4), b=nn.Linear(4, 2))
+    )
+    graph = graphs.trace(model, ROW)
+    pruned = graphs.cut(graph, Plan({"a": (2,)})).program.module
+    assert pruned(ROW).shape == (2, 2)
+
+
+# -- inputs, outputs, names ------------------------------------------------------------------------------------------
+
+
+def _structured(m: Any, x: torch.Tensor, scale: torch.Tensor | None = None, *, shift: torch.Tensor) -> dict[str, Any]:
+    y = F.relu(m.a(x))
+    y = y if scale is None else y * scale
+    return {"logits": m.b(y), "nothing": None, "pair": (m.b(y) + shift, [m.c(y)])}
+
+
+def test_nested_outputs_and_keyword_inputs(tools: Any) -> None:
+    class Structured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+        def forward(self, x: Any, scale: Any = None, *, shift: Any) -> Any:
+            return _structured(self, x, scale, shift=shift)
+
+    example = {"shift": torch.randn(2, 3), "x": ROW, "scale": torch.rand(2, 1)}
+    model = Structured()
+    graph = tools.prove(model, example)
+    assert tools.prunable(graph) == {"a": 8}
+    cut = graphs.cut(graph, Plan({"a": (0, 1, 6)}))
+    output = cut.program.module(**dict(reversed(example.items())))
+    assert output["nothing"] is None
+    assert isinstance(output["pair"][1], list)
+    seen: list[torch.Size] = []
+    node = cut.program.contractions[1].node
+    reordered = type(graph.example)((), dict(reversed(graph.example.kwargs.items())))
+    cut.program.observe(reordered, {node: lambda x: seen.append(x.shape)})
+    assert seen == [(2, 3)]
+    rebuilt, reason = graphs.rebuild(model, graph, cut)
+    assert rebuilt is not None, reason
+    torch.testing.assert_close(rebuilt(**example)["pair"][0], output["pair"][0])
+
+
+def test_several_positional_inputs(tools: Any) -> None:
+    model = tools.Net(
+        lambda m, x, y: (m.c(m.a(x) * m.b(y)), y), a=nn.Linear(6, 8), b=nn.Linear(4, 8), c=nn.Linear(8, 3)
+    )
+    graph = tools.prove(model, (ROW, torch.randn(2, 4)))
+    assert tools.prunable(graph) == {"a": 8}
+
+
+def test_tied_weights_are_one(tools: Any) -> None:
+    def build() -> nn.Module:
+        model = tools.Net(
+            lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x)))) + m.d(x)),
+            a=nn.Linear(6, 6),
+            b=nn.Linear(6, 6),
+            c=nn.Linear(6, 3),
+            d=nn.Linear(6, 6),
+        )
+        model.b.weight = model.d.weight
+        return model
+
+    model = build()
+    graph = tools.prove(model, ROW)
+    assert tools.prunable(graph) == {"b": 6}  # d reads the input, so the tie freezes what b reads as well
+    assert graph.parameters() == sum(p.numel() for p in model.parameters())
+
+
+def test_tied_weights_stay_tied(tools: Any) -> None:
+    model = tools.Net(
+        lambda m, x: m.c(F.relu(m.b(F.relu(m.d(F.relu(m.a(x))))))),
+        a=nn.Linear(6, 8),
+        b=nn.Linear(8, 8),
+        c=nn.Linear(8, 3),
+        d=nn.Linear(8, 8),
+    )
+    model.b.weight = nn.Parameter(model.d.weight.data)  # another object over the same memory
+    graph = tools.prove(model, ROW)
+    assert tools.prunable(graph) == {"a": 8}
+    cut = graphs.cut(graph, Plan({"a": (0, 2, 5)}))
+    assert cut.program.module.b.weight is cut.program.module.d.weight
+    rebuilt, reason = graphs.rebuild(model, graph, cut)
+    assert rebuilt is not None, reason
+    assert rebuilt.b.weight is rebuilt.d.weight
+    assert graph.parameters({"a": 3}) == sum(p.numel() for p in rebuilt.parameters())
+
+
+def test_shared_memory_in_another_layout_freezes(tools: Any) -> None:
+    model = tools.Net(
+        lambda m, x: (lambda y: m.b(y) + y @ m.p)(F.relu(m.a(x))), a=nn.Linear(6, 8), b=nn.Linear(8, 6), p=None
+    )
+    model.p = nn.Parameter(model.b.weight.data.t())
+    graph = graphs.trace(model, ROW)
+    assert "shares memory with" in tools.why(graph, "b.weight", 1)
+    assert any("shares memory" in n for n in graph.notes)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weight_and_spectral_norm_are_folded(old: bool, tools: Any) -> None:
+    weight = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
+    spectral = nn.utils.spectral_norm if old else nn.utils.parametrizations.spectral_norm
+    model = tools.Net(
+        lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))),
+        a=weight(nn.Linear(6, 8)),
+        b=spectral(nn.Linear(8, 5)),
+        c=nn.Linear(5, 3),
+    ).eval()
+    before, names = model(ROW), sorted(n for n, _ in model.named_parameters())
+    graph = graphs.trace(model, ROW)
+    assert tools.prunable(graph) == {"a": 8, "b": 5}
+    assert sum("folded" in n for n in graph.notes) == 2
+    plan = Plan({"a": (1, 4), "b": (0, 2)})
+    graphs.check(graph, plan)
+    whole, _ = graphs.rebuild(model, graph, graphs.cut(graph, Plan()))
+    torch.testing.assert_close(whole(ROW), before)
+    rebuilt, reason = graphs.rebuild(model, graph, graphs.cut(graph, plan))
+    assert rebuilt is not None, reason
+    assert sorted(n for n, _ in model.named_parameters()) == names
+    torch.testing.assert_close(model(ROW), before)
+
+
+def test_dynamic_names_further_dims(tools: Any) -> None:
+    model = tools.Net(lambda m, x: m.b(F.relu(m.a(x))).mean(1), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    graph = tools.prove(model, TOKENS, dynamic={"input": [1]})
+    pruned = graphs.cut(graph, Plan({"a": (0, 7)})).program.module
+    assert pruned(torch.randn(3, 11, 6)).shape == (3, 3)
+    assert graph.macs() == 5 * (6 * 8 + 8 * 3)
+    assert graph.macs({"a": 2}) == 5 * (6 * 2 + 2 * 3)
+    assert graph.layers({"a": 2})[0].rows == 5
+
+
+def test_kinds(tools: Any) -> None:
+    model = tools.Net(
+        lambda m, x: (lambda y: m.out(m.g(F.relu(y + m.b(F.relu(m.a(y)))) + m.p.view(1, -1, 1, 1))))(m.stem(x)),
+        stem=conv(3, 12),
+        a=conv(12, 8),
+        b=conv(8, 12),
+        g=conv(12, 12, groups=3),
+        out=conv(12, 4),
+        p=nn.Parameter(torch.randn(12)),
+    )
+    graph = tools.prove(model, IMAGE)
+    assert {a.id: a.kind for a in graph.axes if a.prunable} == {
+        "stem": "residual",
+        "stem#2": "residual",
+        "a": "channel",
+        "g": "within",
+    }
+    roles = {(m.name, m.dim): m.role for a in graph.axes if a.id == "a" for m in a.members}
+    assert roles == {("a.weight", 0): "out", ("a.bias", 0): "out", ("b.weight", 1): "in"}

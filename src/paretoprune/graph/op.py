@@ -84,6 +84,10 @@ class Op:
     def is_dynamic(self, expr: Expr) -> bool:
         return any(a.size in self.samples for a in atoms_of(self.resolve(expr)))
 
+    def per_sample(self, size: int) -> int:
+        """A size as it is in a batch of one sample."""
+        return self.samples.get(size, size)
+
     def dim_index(self, value: Any, ndim: int) -> int:
         return int(value) % ndim if ndim else 0
 

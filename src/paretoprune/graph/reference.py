@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -22,7 +21,7 @@ from paretoprune.core.plan import Plan
 from paretoprune.graph.algebra import Expr, atoms_of, factors_of, kept_indices
 from paretoprune.graph.op import bind
 from paretoprune.graph.program import placeholders
-from paretoprune.graph.surgery import Kept, cut
+from paretoprune.graph.surgery import cut
 from paretoprune.graph.traced import TracedGraph, tensors_of
 
 TOLERANCE = 1e-8
@@ -121,7 +120,7 @@ def _compare(graph: TracedGraph, plan: Plan, weights: Weights) -> Verdict:
 def _compare_in(graph: TracedGraph, plan: Plan, dtype: torch.dtype | None, weights: Weights) -> Verdict:
     tensors = _tensors(graph, dtype, weights)
     pruned = cut(graph, plan, tensors)
-    reference = _Reference(graph, plan, pruned.kept, tensors, dtype)
+    reference = _Reference(graph, plan, tensors, dtype)
     other = _Retyped(pruned.program.module, dtype)
 
     def outputs(interpreter: _Retyped, seed: int, batch: int) -> list[torch.Tensor]:
@@ -179,7 +178,8 @@ def _drawn(like: torch.Tensor, generator: torch.Generator, *, positive: bool) ->
     if like.ndim < 2:
         return (noise.abs() + 0.5).to(like.dtype)
     noise = noise.abs() if positive else noise
-    return (noise * max(like[0].numel(), 1) ** -0.5).to(like.dtype)
+    scale = float(max(like[0].numel(), 1)) ** -0.5
+    return (noise * scale).to(like.dtype)
 
 
 class _Retyped(fx.Interpreter):
@@ -205,14 +205,13 @@ class _Reference(_Retyped):
         self,
         graph: TracedGraph,
         plan: Plan,
-        kept: Kept,
         tensors: Mapping[str, torch.Tensor],
         dtype: torch.dtype | None,
     ):
         super().__init__(graph.captured, dtype)
         self._rules, self._ops = graph.inferred.rules, graph.inferred.ops
         self._atoms = {graph.atoms[n]: np.array(p) for n, p in plan.kept.items()}
-        self._zeroed = {name: _zero_removed(t.detach(), kept[name]) for name, t in tensors.items()}
+        self._zeroed = _zero_removed(graph, plan, tensors)
 
     def fetch_attr(self, target: str) -> Any:
         return self._zeroed[target] if target in self._zeroed else super().fetch_attr(target)
@@ -233,7 +232,7 @@ class _Reference(_Retyped):
         if torch.isfinite(value).all():
             return value
         mask = self._mask(n, value.shape)
-        return value if mask is None else torch.where(mask.bool() | torch.isfinite(value), value, 0.0)
+        return value if mask is None else value.where(mask.bool() | torch.isfinite(value), torch.zeros_like(value))
 
     def _mask(self, n: fx.Node, shape: torch.Size) -> torch.Tensor | None:
         """1 at kept positions of the value of `n`, broadcastable against it; None where all stay."""
@@ -266,13 +265,19 @@ class _Reference(_Retyped):
         return line
 
 
-def _zero_removed(tensor: torch.Tensor, kept: tuple[NDArray[np.int64] | None, ...]) -> torch.Tensor:
-    for dim, indices in enumerate(kept):
-        if indices is not None:
-            keep = torch.zeros(tensor.shape[dim], dtype=tensor.dtype)
-            keep[torch.from_numpy(indices)] = 1
-            tensor = tensor * keep.reshape((-1,) + (1,) * (tensor.ndim - 1 - dim))
-    return tensor
+def _zero_removed(graph: TracedGraph, plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies with zeros at the axes' own entries: another road than the index lists that surgery goes by."""
+    twins: dict[int, list[str]] = {}
+    for name, dims in graph.inferred.params.items():
+        twins.setdefault(id(dims), []).append(name)
+    zeroed = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    for axis in graph.axes:
+        removed = np.setdiff1d(np.arange(axis.size), plan.kept.get(axis.id, range(axis.size)))
+        for member in axis.members if removed.size else ():
+            index = torch.from_numpy(member.entries[removed].reshape(-1))
+            for name in twins[id(graph.inferred.params[member.name])]:
+                zeroed[name].index_fill_(member.dim, index, 0)
+    return zeroed
 
 
 def _cast(inputs: Example, dtype: torch.dtype | None) -> Example:

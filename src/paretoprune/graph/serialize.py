@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import math
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from paretoprune.core.errors import FileError
-from paretoprune.graph.rules.shape import SIZE_METHODS
+from paretoprune.graph.rules.shape import SIZE_FUNCTIONS, SIZE_METHODS
 from paretoprune.graph.surgery import attach
 
 _OPERATORS = (
@@ -36,6 +37,7 @@ _OPERATORS = (
 _FUNCTIONS: dict[str, Any] = {
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS},
     **{f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not")},
+    **SIZE_FUNCTIONS,
 }
 _REFUSED = frozenset({"from_file", "set_", "resize_", "storage_offset"})
 _TORCH_VALUES = (torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -67,7 +69,7 @@ def load(data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trainable
     root = nn.Module()
     made: dict[int, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        _names(name.split("."))
+        _path(name)
         value = made.setdefault(
             id(tensor), nn.Parameter(tensor, requires_grad=trainable[name]) if name in trainable else tensor
         )
@@ -91,6 +93,15 @@ def _graph(data: Mapping[str, Any], attributes: set[str]) -> fx.Graph:
     _restore_signature(graph, data.get("signature"))
     graph.lint()
     return graph
+
+
+_PART = re.compile(r"(?!__)[A-Za-z0-9_-]+")
+"""One step of a tensor's dotted name: torch writes it into generated code, some as text between quotes."""
+
+
+def _path(name: str) -> None:
+    if not all(_PART.fullmatch(part) for part in name.split(".")):
+        raise FileError(f"the graph holds {name[:80]!r} where the name of a tensor is expected")
 
 
 def _names(names: Iterable[Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.pipeline.study import Study
-from paretoprune.targets import Timing, measure_file
+from paretoprune.targets import Clock, Timing, measure_file
+from paretoprune.targets.energy import WATTS_PER_CORE
 from paretoprune.targets.feeds import feed_of
 from paretoprune.tasks import evaluate
 
@@ -62,13 +64,20 @@ def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
             file,
             feed_of(study.one),
             None if name == "original" else baseline,
-            timing=Timing(min_sample_ms=SAMPLE_MS, basis="cpu" if study.target.threads == 1 else "wall"),
+            timing=timing(study.target.threads),
             memory=True,
-            watts_per_core=study.settings.watts_per_core,
+            watts_per_core=study.settings.watts_per_core or WATTS_PER_CORE,
         )
     if name == "original":
         figures["speedup"] = replace(Measurement.exact(1.0, "x"), target=figures["latency_ms"].target)
     return figures
+
+
+def timing(threads: int) -> Timing:
+    """One thread: the CPU time of the calling thread, so that progress bars do not count. Several: wall time."""
+    if threads == 1:
+        return Timing(min_sample_ms=SAMPLE_MS, clock=Clock(cpu_ns=time.thread_time_ns))
+    return Timing(min_sample_ms=SAMPLE_MS, basis="wall")
 
 
 def predictor(study: Study, file: Path) -> Callable[[Example], Any]:

@@ -94,9 +94,9 @@ def _make(study: Study, plan: Plan, name: str, steps: int) -> None:
     study.folder.record("network", name, {"widths": widths, "steps": steps, "notes": notes})
 
 
-def _distil(study: Study, student: nn.Module, steps: int) -> float:
+def _distil(study: Study, student: nn.Module, steps: int) -> None:
     with study.progress.stage("distillation", steps) as bar:
-        return recover.distill(
+        recover.distill(
             student,
             study.traced.program.module,
             study.checked.data.train,

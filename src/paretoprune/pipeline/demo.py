@@ -19,8 +19,10 @@ from torch.nn import functional as F
 
 from paretoprune.core.data import Data
 from paretoprune.core.errors import FileError
+from paretoprune.core.front import Front
 from paretoprune.core.progress import Progress
 from paretoprune.pipeline.files import load_checkpoint
+from paretoprune.pipeline.search import search
 from paretoprune.store.files import atomic
 
 SIDE = 32
@@ -29,6 +31,7 @@ EPOCHS = 8
 TEST, VALIDATION = 360, 360
 SEED = 0
 BUDGET = "140 s"
+LIMITS = ("accuracy drop <= 1 point",)
 
 
 class Block(nn.Module):
@@ -88,7 +91,7 @@ def digits() -> dict[str, tuple[Tensor, Tensor]]:
 def data(sets: dict[str, tuple[Tensor, Tensor]]) -> Data:
     def batches(name: str) -> list[tuple[Tensor, Tensor]]:
         x, y = sets[name]
-        return list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+        return list(zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True))
 
     return Data(batches("train"), batches("validation"), batches("test"))
 
@@ -103,7 +106,7 @@ def train(sets: dict[str, tuple[Tensor, Tensor]], on_epoch: Callable[[], None] =
         steps = EPOCHS * math.ceil(len(y) / BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for _ in range(EPOCHS):
-            for index in torch.randperm(len(y)).split(BATCH):
+            for index in torch.split(torch.randperm(len(y)), BATCH):
                 loss = F.cross_entropy(model(x[index]), y[index])
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -136,3 +139,12 @@ def store_test_set(folder: Path, sets: dict[str, tuple[Tensor, Tensor]]) -> Path
     with atomic(file) as part, part.open("wb") as out:
         np.savez_compressed(out, x=arrays[0], y=arrays[1])
     return file
+
+
+def run(folder: Path, budget: str, progress: Progress) -> Front:
+    """Train, search and store the test set; a second call in the same folder goes on where the first one stopped."""
+    sets = digits()
+    model = trained(folder, sets, progress)
+    store_test_set(folder, sets)
+    example = sets["train"][0][:2]
+    return search(model, example, data(sets), limits=LIMITS, budget=budget, out=folder, progress=progress)

@@ -51,7 +51,7 @@ def _ask_and_tell(study: Study, space: Space) -> list[Allocation]:
         study.settings.searcher, space.choices, seeds=seeds, budget=budget, seed=study.settings.seed
     )
     past = [(p["widths"], p["objectives"]) for p in study.folder.all("proposal").values()]
-    searcher.replay(past)  # type: ignore[attr-defined]
+    searcher.replay(past)
     told = [Allocation(o[1], o[0], w) for w, o in past if o is not None]
     proxy = _proxy(study, space)
     with study.progress.stage(f"search ({study.settings.searcher})", budget) as bar:

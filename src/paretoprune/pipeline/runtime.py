@@ -74,4 +74,3 @@ def _one_sample(file: Path, example: Any) -> dict[str, Any]:
         return example_feed(file)
     feed = feed_of(Example.of(example))
     return {name: array[:1] for name, array in feed.items()}
-

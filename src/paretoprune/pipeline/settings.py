@@ -23,7 +23,8 @@ class Settings:
     `steps`: distillation steps per candidate, None for as many as the budget has room for, 0 for none.
     `criterion`: "least-squares" (order of elimination by reconstruction error) or a criterion's name.
     `floor`, `keep_ratio`: least positions, and least share of them, that every axis keeps. `align`: kept widths are multiples of it; "auto" reads the target's own step. `evaluations`: proposals that a
-    searcher may try on the proxy, None for its default.
+    searcher may try on the proxy, None for its default. `watts_per_core`: what the energy estimate takes a busy core
+    to draw, None for the documented default.
     """
 
     limits: tuple[str, ...] = ()
@@ -44,7 +45,7 @@ class Settings:
     calibration_samples: int = 512
     max_batches: int | None = None
     threads: int = 1
-    watts_per_core: float = 10.0
+    watts_per_core: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +62,8 @@ class Settings:
             raise UsageError(f"axes={self.axes!r}: give 'inner' or 'all'")
         for name in ("budget_s", "learning_rate", "watts_per_core"):
             value = getattr(self, name)
+            if value is None and name == "watts_per_core":
+                continue
             if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
                 raise UsageError(f"{name}={value!r}: give a number above 0")
         if not isinstance(self.keep_ratio, (int, float)) or not 0 <= self.keep_ratio < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def convolution_layer(op: Op) -> LayerSpec | None:
     rank = len(weight) - 2
     size = op.shape_of(op.args["input"])[-rank:]
     padding = _padding(op.args["padding"], weight[2:], op.args["dilation"])
-    if padding is None or any(s >= 1 << 20 for s in size):
+    if padding is None:
         return None
     groups = int(op.args["groups"])
     transposed = "output_padding" in op.args
@@ -92,7 +93,7 @@ def convolution_layer(op: Op) -> LayerSpec | None:
         padding=padding,
         dilation=_spread(op.args["dilation"], rank),
         groups=groups,
-        spatial=tuple(size),
+        spatial=tuple(op.per_sample(s) for s in size),
         rows=1,
     )
 
@@ -159,9 +160,9 @@ def linear_macs(op: Op) -> list[MacTerm]:
 
 def linear_layer(op: Op) -> LayerSpec | None:
     weight, x = op.shape_of(op.args["weight"]), op.shape_of(op.args["input"])
-    rows = torch.Size(x[1:-1]).numel()
-    if len(weight) != 2 or rows >= 1 << 20:
+    if len(weight) != 2:
         return None
+    rows = prod(op.per_sample(s) for s in x[:-1])
     return LayerSpec("linear", inputs=weight[1], outputs=weight[0], rows=rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -177,30 +178,35 @@ _METHOD_OF = {
     "aten.new_ones.default": "new_ones",
 }
 SIZE_METHODS = frozenset({"size", *_METHOD_OF.values()})
+_FUNCTION_OF: dict[str, Callable[..., torch.Tensor]] = {
+    "aten.zeros.default": torch.zeros,
+    "aten.ones.default": torch.ones,
+    "aten.full.default": torch.full,
+}
+SIZE_FUNCTIONS = {f"torch.{function.__name__}": function for function in _FUNCTION_OF.values()}
 
 
 def size_methods(graph: fx.Graph) -> None:
     """Sizes read and written by tensor methods: a tracer keeps those dynamic, but not the raw operators."""
     for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        method = _METHOD_OF.get(str(node.target))
-        if node.target is torch.ops.aten.sym_size.int:
-            _replace(graph, node, "size", node.args, {})
-        elif method is not None and any(isinstance(s, fx.Node) for s in _size_list(node)):
-            fill = {k: v for k, v in node.kwargs.items() if k in ("dtype", "device")}
-            spread = method in ("view", "reshape", "expand", "repeat")
+        name = str(node.target) if node.op == "call_function" else ""
+        if name == "aten.sym_size.int":
+            _replace(graph, node, graph.call_method, "size", node.args)
+        elif any(isinstance(s, fx.Node) for s in _size_list(node)) and name in _FUNCTION_OF:
+            _replace(graph, node, graph.call_function, _FUNCTION_OF[name], node.args)
+        elif any(isinstance(s, fx.Node) for s in _size_list(node)) and name in _METHOD_OF:
+            spread = _METHOD_OF[name] in ("view", "reshape", "expand", "repeat")
             args = (node.args[0], *_size_list(node)) if spread else node.args
-            _replace(graph, node, method, args, fill)
+            _replace(graph, node, graph.call_method, _METHOD_OF[name], args)
 
 
 def _size_list(node: fx.Node) -> tuple[Any, ...]:
-    return next((tuple(a) for a in node.args[1:] if isinstance(a, (list, tuple))), ())
+    return next((tuple(a) for a in node.args if isinstance(a, (list, tuple))), ())
 
 
-def _replace(graph: fx.Graph, node: fx.Node, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, make: Callable[..., fx.Node], target: Any, args: tuple[Any, ...]) -> None:
     with graph.inserting_before(node):
-        new = graph.call_method(method, args, kwargs)
+        new = make(target, args, {k: v for k, v in node.kwargs.items() if k in ("dtype", "device")})
     new.meta = dict(node.meta)
     name = node.name
     node.replace_all_uses_with(new)
