@@ -22,6 +22,8 @@ RECOVERY_SHARE = 0.75
 """Share of the time left that distillation may plan with; the rest is for export and measuring."""
 MAX_EPOCHS = 10
 PROBE_STEPS = 3
+MIN_CANDIDATES = 4
+"""Carried out whatever the budget: fewer are no front."""
 
 
 def originals(study: Study) -> None:
@@ -33,22 +35,42 @@ def originals(study: Study) -> None:
             bar.advance(note=name)
 
 
-def carry_out_all(study: Study, space: Space, chosen: Sequence[Mapping[str, int]], steps: int) -> None:
-    """Every candidate in turn; one that fails is recorded with its cause and the search goes on."""
+def carry_out_all(study: Study, space: Space, chosen: Sequence[Mapping[str, int]], steps: int, started: float) -> None:
+    """Every candidate in turn; one that fails is recorded with its cause and the search goes on.
+
+    What the budget leaves no room for is left out, and said; the order of `chosen` covers the range early.
+    """
     with study.progress.stage("candidates", len(chosen)) as bar:
         for number, widths in enumerate(chosen, 1):
             name = f"c{number:02d}"
+            if _cut_short(study, number, len(chosen), started):
+                break
             if not study.folder.has("failure", name):
-                try:
-                    _carry_out(study, space, name, widths, steps)
-                except StoreError:
-                    raise
-                except PruneError as error:
-                    study.folder.record("failure", name, {"cause": str(error), "type": type(error).__name__})
+                _try(study, space, name, widths, steps)
             bar.advance(note=name)
-    failures = study.folder.all("failure")
     if not any(key.startswith("c") for key in study.folder.all("candidate")):
-        raise AllCandidatesFailedError(f"no candidate could be finished: {grouped(failures)}")
+        raise AllCandidatesFailedError(f"no candidate could be finished: {grouped(study.folder.all('failure'))}")
+
+
+def _cut_short(study: Study, number: int, planned: int, started: float) -> bool:
+    """Is the budget spent? Decided once: a second run of a finished search does not go on."""
+    key = str(number)
+    if study.folder.has("out of budget", key):
+        return True
+    late = time.perf_counter() - started > study.settings.budget_s
+    if not late or number <= MIN_CANDIDATES or study.folder.has("network", f"c{number:02d}"):
+        return False
+    study.folder.record("out of budget", key, {"planned": planned, "carried out": number - 1})
+    return True
+
+
+def _try(study: Study, space: Space, name: str, widths: Mapping[str, int], steps: int) -> None:
+    try:
+        _carry_out(study, space, name, widths, steps)
+    except StoreError:
+        raise
+    except PruneError as error:
+        study.folder.record("failure", name, {"cause": str(error), "type": type(error).__name__})
 
 
 def grouped(failures: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ def run(study: Study) -> Front:
     _refuse_unreachable(study, options)
     chosen = study.once("chosen", "widths", lambda: [dict(w) for w in explore.explore(study, options)])
     steps = candidates.steps_within(study, len(chosen), started)
-    candidates.carry_out_all(study, options, chosen, steps)
+    candidates.carry_out_all(study, options, chosen, steps, started)
     front = results.front_of(study.folder)
     unmet = front.limits.unreachable(front.candidates, front.original.measurements, front.judge)
     if unmet:

@@ -53,9 +53,7 @@ class Survey:
         return asdict(self)
 
 
-def survey(
-    model: nn.Module, example: Any, *, time_on: str | None = None, progress: Progress | None = None
-) -> Survey:
+def survey(model: nn.Module, example: Any, *, time_on: str | None = None, progress: Progress | None = None) -> Survey:
     """Trace `model`. `time_on`: a target on which every layer is also timed alone. Raises ModelError and others."""
     graphs.check_model(model)
     traced = graphs.trace(model, example)
