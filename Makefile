@@ -1,7 +1,8 @@
 # Needs Python 3.11 or newer and make, nothing else. Every target may be called again.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# Builds of torch without CUDA; set it empty to take torch from the usual index.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# On Linux the usual index gives torch with CUDA (gigabytes). An index of CPU builds, such as PyTorch's own, can be
+# named here: make TORCH_INDEX=https://download.pytorch.org/whl/cpu demo
+TORCH_INDEX ?=
 PYTEST_FLAGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

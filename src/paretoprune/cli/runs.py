@@ -54,7 +54,7 @@ def export(
     ctx: typer.Context,
     run: Run,
     pick: Annotated[str, typer.Option(help="knee, fastest, smallest, or the name of a candidate.")] = "knee",
-    to: Annotated[Form, typer.Option(help="onnx: the measured file; torch: a folder for paretoprune.load.")] = Form.onnx,
+    to: Annotated[Form, typer.Option(help="onnx: the file; torch: a folder for paretoprune.load.")] = Form.onnx,
     out: Annotated[Path | None, typer.Option(help="Where to.", show_default="its name, in this folder")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
@@ -64,5 +64,5 @@ def export(
     found = take_out.picked(run, pick)
     if not found.meets_limits:
         ctx.obj.note(f"note: {found.name} does not meet the limits of this run")
-    path = take_out.copy_onnx(run, found, out, force) if to is Form.onnx else take_out.copy_torch(run, found, out, force)
-    show.line(str(path))
+    copy = take_out.copy_onnx if to is Form.onnx else take_out.copy_torch
+    show.line(str(copy(run, found, out, force)))

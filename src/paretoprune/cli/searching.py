@@ -58,12 +58,9 @@ def run(
     folder = read.folder
 
     def work(progress: Progress) -> None:
-        from paretoprune.pipeline.problem import problem_of
-        from paretoprune.pipeline.search import search
+        from paretoprune.pipeline import problem
 
-        problem = problem_of(read)
-        task = {} if problem.task is None else {"task": problem.task}
-        search(problem.model, problem.example, problem.data, out=folder, progress=progress, **task, **read.options)
+        problem.run(read, progress)
 
     _search(ctx.obj, folder, work, as_json)
 

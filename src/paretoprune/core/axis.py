@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Role = Literal["out", "in", "each"]
-"""How a parameter uses an axis: it makes it (filters, their bias), it sums over it, or it only follows it (batch norm)."""
+"""How a parameter uses an axis: makes it (filters, their bias), sums over it, or only follows it (batch norm)."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -178,8 +178,7 @@ def _drawn(like: torch.Tensor, generator: torch.Generator, *, positive: bool) ->
     if like.ndim < 2:
         return (noise.abs() + 0.5).to(like.dtype)
     noise = noise.abs() if positive else noise
-    scale = float(max(like[0].numel(), 1)) ** -0.5
-    return (noise * scale).to(like.dtype)
+    return (noise / sqrt(max(like[0].numel(), 1))).to(like.dtype)
 
 
 class _Retyped(fx.Interpreter):

@@ -161,7 +161,7 @@ def _seconds_per_step(study: Study) -> float:
 def _fixed_seconds(study: Study) -> float:
     """What the originals took, which every candidate takes again."""
     stages = ("export", "measure", "evaluate")
-    return sum(s["wall_s"] for s in study.folder.all("seconds").values() if s["stage"] in stages)
+    return sum(float(s["wall_s"]) for s in study.folder.all("seconds").values() if s["stage"] in stages)
 
 
 def _batches_per_epoch(study: Study) -> int:

@@ -101,8 +101,8 @@ def widths_by_macs(
     if not fitting:
         least = min(graph.macs(a.widths) for a in fronts)
         raise PlanError(
-            f"macs={share:g} cannot be reached: with these axes at their floor, {least / total:.3f} of the MACs are left; "
-            f"ask for at least macs={least / total:.3f}, or prune more axes (axes='all')"
+            f"macs={share:g} cannot be reached: with these axes at their floor, {least / total:.3f} of the MACs are "
+            f"left; ask for at least macs={least / total:.3f}, or prune more axes (axes='all')"
         )
     return dict(_tightest(graph, fitting).widths)
 

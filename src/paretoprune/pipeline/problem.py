@@ -18,10 +18,13 @@ from torch import nn
 
 from paretoprune.core.data import Data
 from paretoprune.core.errors import FileError, PruneError, UsageError
+from paretoprune.core.front import Front
 from paretoprune.core.plugin import load_reference
+from paretoprune.core.progress import Progress
 from paretoprune.core.protocols import Task
 from paretoprune.pipeline.files import load_checkpoint
 from paretoprune.pipeline.recipe import ModelSection, Recipe, TaskSection
+from paretoprune.pipeline.search import search
 
 SETS = ("train", "validation", "test", "calibration")
 _CODE = (type, FunctionType, BuiltinFunctionType)
@@ -39,13 +42,37 @@ class Problem:
     task: str | Task | None
 
 
+def run(recipe: Recipe, progress: Progress) -> Front:
+    """Search as the recipe says, in its folder. Raises what `pp.search` raises."""
+    problem = problem_of(recipe)
+    task = {} if problem.task is None else {"task": problem.task}
+    options: dict[str, Any] = {**recipe.options, **task}
+    return search(problem.model, problem.example, problem.data, out=recipe.folder, progress=progress, **options)
+
+
 def problem_of(recipe: Recipe) -> Problem:
     """Import and call what the recipe names. Raises UsageError or FileError that names the key."""
     sections = recipe.sections
     make_importable(recipe.file.parent)
+    for key, reference in _parts(recipe):
+        _refuse_foreign(key, reference, reference.partition(":")[0])
     model, example = network_of(recipe)
     given = called("data.build", sections.data.build, recipe.arguments("data.args", sections.data.args))
     return Problem(model, example, data_from(given, sections.data.build), task_from(sections.task))
+
+
+def _parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The parts of the search that are given as "pkg.mod:attribute"; the search itself imports them."""
+    sections = recipe.sections
+    named = {
+        "task.name": sections.task.name,
+        "search.searcher": sections.search.searcher,
+        "search.criterion": sections.search.criterion,
+        "target.name": sections.target.name,
+    }
+    for key, name in named.items():
+        if name is not None and ":" in name:
+            yield key, name
 
 
 def network_of(recipe: Recipe) -> tuple[nn.Module, Any]:

@@ -60,7 +60,7 @@ def report_data(view: RunView) -> ReportData:
     title = f"{about.get('model', 'network')}: {view.path.name}"
     facts = RunFacts(
         machine=front.target,
-        method=_method(view, about),
+        method=_method(about),
         stages=stages(view),
         notes=(reason, *notes(view, front)),
         failures=failures(view),
@@ -69,11 +69,10 @@ def report_data(view: RunView) -> ReportData:
     return ReportData.of(front, title, about.get("axes", {}), "" if chosen is None else chosen.name, facts)
 
 
-def _method(view: RunView, about: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    settings = (view.identity or {}).get("settings", {})
+def _method(about: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     samples = {"test": "?", "validation": "?", **about.get("samples", {})}
-    threads = settings.get("threads", 1)
-    clock = "process CPU time" if threads == 1 else "wall time"
+    threads = str(about.get("target", {}).get("threads", "1"))
+    clock = "CPU time" if threads == "1" else "wall time"
     return (
         ("Latency", _LATENCY.format(threads=threads, clock=clock)),
         ("Accuracy", _ACCURACY.format(**samples)),
@@ -95,6 +94,8 @@ def notes(view: RunView, front: Front) -> tuple[str, ...]:
     about = view.done("about", "run") or {}
     said = [str(note) for note in about.get("notes", ())]
     said += front.limits.already_met_by(front.original.measurements, front.judge)
+    for short in view.all("out of budget").values():
+        said.append(f"the budget was spent after {short['carried out']} of {short['planned']} planned candidates")
     if view.quarantined:
         said.append(f"{view.quarantined} damaged line(s) of the journal were set aside in journal.quarantine")
     busy = [c.name for c in front.candidates if (m := c.measurements.get("latency_ms")) and m.note]

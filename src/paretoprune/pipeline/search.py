@@ -137,7 +137,7 @@ def _open(
     progress: Progress,
 ) -> Study:
     """Check everything that can be checked before any work, then lock the folder."""
-    meaning, runtime = task_of(task), find_target(target)
+    meaning, runtime = task_of(task), find_target(target, settings.threads)
     folder = Path(out) if out is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     graphs.check_model(model)
     with progress.stage("capture", None):

@@ -21,10 +21,10 @@ class Settings:
 
     `budget_s`: seconds of wall time that the search plans with. `candidates`: networks carried out and measured.
     `steps`: distillation steps per candidate, None for as many as the budget has room for, 0 for none.
-    `criterion`: "least-squares" (order of elimination by reconstruction error) or a criterion's name.
-    `floor`, `keep_ratio`: least positions, and least share of them, that every axis keeps. `align`: kept widths are multiples of it; "auto" reads the target's own step. `evaluations`: proposals that a
-    searcher may try on the proxy, None for its default. `watts_per_core`: what the energy estimate takes a busy core
-    to draw, None for the documented default.
+    `criterion`: "least-squares" (order of elimination by reconstruction error) or a criterion's name. `floor`,
+    `keep_ratio`: least positions, and least share of them, that every axis keeps. `align`: kept widths are multiples
+    of it; "auto" reads the target's own step. `evaluations`: proposals that a searcher may try on the proxy, None for
+    its default. `watts_per_core`: what the energy estimate takes a busy core to draw, None for the documented default.
     """
 
     limits: tuple[str, ...] = ()

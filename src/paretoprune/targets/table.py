@@ -9,19 +9,29 @@ from paretoprune.core.errors import UsageError
 from paretoprune.core.protocols import Target
 from paretoprune.targets.ort import OnnxRuntime
 
-TARGETS: Mapping[str, Callable[[], Target]] = {
+TARGETS: Mapping[str, Callable[[int], Target]] = {
     "onnxruntime": OnnxRuntime,
 }
 
 _METHODS = ("fingerprint", "export", "load")
 
 
-def find_target(given: str | Target) -> Target:
-    """A target by name, by reference ("package.module:Class") or as it is. Raises UsageError for anything else."""
+def find_target(given: str | Target, threads: int = 1) -> Target:
+    """A target by name, by reference ("package.module:Class") or as it is. Raises UsageError for anything else.
+
+    `threads` is for targets by name; one that comes as it is has its own, and is refused if others were asked for.
+    """
+    if isinstance(given, str) and given in TARGETS:
+        return TARGETS[given](threads)
+    target = _own(given)
+    if threads not in (1, target.threads):
+        raise UsageError(f"target {given!r} runs with threads={target.threads}, not {threads}: set them on the target")
+    return target
+
+
+def _own(given: str | Target) -> Target:
     if not isinstance(given, str):
         return _checked(given, repr(given))
-    if given in TARGETS:
-        return TARGETS[given]()
     if ":" not in given:
         raise UsageError(
             f"unknown target {given!r}; offered: {', '.join(TARGETS)}, or your own as 'package.module:Class'"
