@@ -394,6 +394,13 @@ def test_a_fixed_batch_is_refused() -> None:
 
 
 @pytest.mark.fault
+def test_an_example_without_a_batch_is_refused() -> None:
+    with pytest.raises(CaptureError, match="cannot be captured with any batch size") as error:
+        graphs.trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)), torch.randn(3, 8, 8))
+    one_line(error)
+
+
+@pytest.mark.fault
 def test_state_outside_the_graph_is_refused() -> None:
     """A forward whose second call differs from its first cannot be captured by one call."""
 

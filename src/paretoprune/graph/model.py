@@ -218,7 +218,8 @@ def _range(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 @contextmanager
-def untouched_rng() -> Iterator[None]:
-    """The random state is as before when the block is left."""
-    with torch.random.fork_rng(devices=[]):
+def untouched_rng(model: nn.Module) -> Iterator[None]:
+    """The random state of the CPU and of the network's GPU is as before when the block is left."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
         yield

@@ -111,7 +111,7 @@ def trace(model: nn.Module, example: Any, dynamic: Mapping[str, Iterable[int]] |
     check_model(model)
     inputs = Example.of(example)
     check_example(model, inputs)
-    with untouched_rng():
+    with untouched_rng(model):
         clone, notes = private_copy(model)
         captured = capture(clone, inputs, dynamic)
     return analyse(captured.module, batched(inputs), (*notes, *captured.notes), shared_storage(model))

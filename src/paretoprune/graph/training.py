@@ -33,7 +33,7 @@ def training_notes(model: nn.Module, example: Example, captured: fx.GraphModule)
 
     Runs `model`, a private copy, once in training mode; its buffers and its mode are put back.
     """
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    buffers = [(value, value.clone()) for value in model.buffers()]
     args, kwargs = pytree.tree_map(_copied, (example.args, dict(example.kwargs)))
     draws = _Draws()
     model.train()
@@ -45,8 +45,8 @@ def training_notes(model: nn.Module, example: Example, captured: fx.GraphModule)
     finally:
         model.eval()
         with torch.no_grad():
-            for name, value in model.named_buffers():
-                value.copy_(buffers[name])
+            for value, before in buffers:
+                value.copy_(before)
     return tuple(_lost(draws.count, output, captured))
 
 

@@ -17,6 +17,7 @@ from paretoprune.pipeline.prune import RECALIBRATION_SAMPLES, reconstruct_cut
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.pipeline.space import Space
 from paretoprune.pipeline.study import Study
+from paretoprune.pipeline.threads import free_threads
 
 RECOVERY_SHARE = 0.75
 """Share of the time left that distillation may plan with; the rest is for export and measuring."""
@@ -87,7 +88,8 @@ def _carry_out(study: Study, space: Space, name: str, widths: Mapping[str, int],
     if not todo:
         return
     if not study.folder.has("network", name):
-        _make(study, plan, name, steps)
+        with free_threads():
+            _make(study, plan, name, steps)
     model = files.load(study.folder.path / "members" / name).model
     for precision in todo:
         artefact.finish(study, f"{name}-{precision}", name, precision, lambda: model, plan)
@@ -137,7 +139,8 @@ def steps_within(study: Study, count: int, started: float) -> int:
         return study.settings.steps
 
     def plan() -> dict[str, Any]:
-        per_step = _seconds_per_step(study)
+        with free_threads():
+            per_step = _seconds_per_step(study)
         left = study.settings.budget_s - (time.perf_counter() - started)
         fixed = count * _fixed_seconds(study)
         most = MAX_EPOCHS * _batches_per_epoch(study)

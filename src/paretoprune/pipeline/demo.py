@@ -23,6 +23,7 @@ from paretoprune.core.front import Front
 from paretoprune.core.progress import Progress
 from paretoprune.pipeline.files import load_checkpoint
 from paretoprune.pipeline.search import search
+from paretoprune.pipeline.threads import free_threads
 from paretoprune.store.files import atomic
 
 SIDE = 32
@@ -124,7 +125,7 @@ def trained(folder: Path, sets: dict[str, tuple[Tensor, Tensor]], progress: Prog
             return load_checkpoint(DigitsNet(), file).eval()  # type: ignore[return-value]
         except FileError:
             file.unlink()
-    with progress.stage("training the network", EPOCHS) as bar:
+    with free_threads(), progress.stage("training the network", EPOCHS) as bar:
         model = train(sets, bar.advance)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(file) as part:

@@ -25,6 +25,7 @@ from paretoprune.pipeline import candidates, explore, results, space
 from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
 from paretoprune.pipeline.settings import Settings, settings_of
 from paretoprune.pipeline.study import Study, identity
+from paretoprune.pipeline.threads import free_threads
 from paretoprune.store.run import RunFolder
 from paretoprune.targets import find_target
 from paretoprune.tasks import check_data, task_of
@@ -62,7 +63,8 @@ def run(study: Study) -> Front:
     """All stages; what the folder holds already is not done again."""
     started = time.perf_counter()
     candidates.originals(study)
-    options = space.build(study)
+    with free_threads():
+        options = space.build(study)
     _refuse_unreachable(study, options)
     chosen = study.once("chosen", "widths", lambda: [dict(w) for w in explore.explore(study, options)])
     steps = candidates.steps_within(study, len(chosen), started)
