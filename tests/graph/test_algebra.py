@@ -21,13 +21,10 @@ from paretoprune.graph.algebra import (
     Sum,
     atoms_of,
     concatenate,
-    entries_of,
     factors_of,
-    kept_indices,
     multiply,
-    repeated_atoms,
-    size_of,
 )
+from paretoprune.graph.positions import entries_of, kept_indices, repeated_atoms, size_of
 
 
 def leaf(draw: st.DrawFn, atoms: list[Atom]) -> Expr:

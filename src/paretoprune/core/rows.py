@@ -17,6 +17,7 @@ METRICS = (
     "latency_ms",
     "speedup",
     "energy_mj",
+    "energy_analytic_mj",
     "size_bytes",
     "memory_bytes",
     "macs",

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from paretoprune.graph.algebra import UNIT, Atom, Axes, Expr, Sum, atoms_of, factors_of, repeated_atoms
+from paretoprune.graph.algebra import UNIT, Atom, Axes, Expr, Sum, atoms_of, factors_of
 from paretoprune.graph.op import DeadView, Op, Rule, State, bind
+from paretoprune.graph.positions import repeated_atoms
 from paretoprune.graph.rules import RULES
 from paretoprune.graph.sizes import Sizes
 

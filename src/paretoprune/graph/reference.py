@@ -18,8 +18,9 @@ from torch.utils import _pytree as pytree
 from paretoprune.core.errors import SurgeryError
 from paretoprune.core.graph import Example
 from paretoprune.core.plan import Plan
-from paretoprune.graph.algebra import Expr, atoms_of, factors_of, kept_indices
+from paretoprune.graph.algebra import Expr, atoms_of, factors_of
 from paretoprune.graph.op import bind
+from paretoprune.graph.positions import kept_indices
 from paretoprune.graph.program import placeholders
 from paretoprune.graph.surgery import cut
 from paretoprune.graph.traced import TracedGraph, tensors_of

@@ -12,8 +12,9 @@ from torch import fx, nn
 
 from paretoprune.core.errors import PlanError
 from paretoprune.core.plan import Plan
-from paretoprune.graph.algebra import Atom, Expr, atoms_of, kept_indices, size_of
+from paretoprune.graph.algebra import Atom, Expr, atoms_of
 from paretoprune.graph.op import Op, Resize
+from paretoprune.graph.positions import kept_indices, size_of
 from paretoprune.graph.program import GraphProgram, runnable
 from paretoprune.graph.traced import TracedGraph, tensors_of
 

@@ -37,6 +37,8 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
         study.target.export(load(), study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
         study.folder.seal(f"members/{name}.onnx")
     figures = measure(study, name, file)
+    widths = {axis: len(kept) for axis, kept in plan.kept.items()}
+    figures["parameters"] = Measurement.exact(study.traced.parameters(widths), "parameter")
     with study.timed("evaluate"):
         predict = predictor(study, file)
         figures["validation"] = evaluate(predict, study.checked.data.validation, study.task)
@@ -68,6 +70,8 @@ def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
             memory=True,
             watts_per_core=study.settings.watts_per_core or WATTS_PER_CORE,
         )
+    if study.target.threads == 1:
+        del figures["cpu_ms"]  # it is the latency itself
     if name == "original":
         figures["speedup"] = replace(Measurement.exact(1.0, "x"), target=figures["latency_ms"].target)
     return figures

@@ -35,10 +35,13 @@ METRICS = (
     Metric("latency_ms", "latency", "ms"),
     Metric("speedup", "speedup", "×", larger_is_better=True),
     Metric("energy_mj", "energy", "mJ"),
+    Metric("energy_analytic_mj", "energy by operations", "mJ"),
     Metric("size_bytes", "file size", steps=BYTES),
     Metric("memory_bytes", "peak memory", steps=BYTES),
     Metric("macs", "MACs", steps=COUNTS),
     Metric("parameters", "parameters", steps=COUNTS),
+    Metric("wall_ms", "wall time", "ms"),
+    Metric("baseline_latency_ms", "original in the same run", "ms"),
 )
 _BY_KEY = {metric.key: metric for metric in METRICS}
 
