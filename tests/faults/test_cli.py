@@ -32,6 +32,7 @@ TINY = Path(__file__).parents[1] / "cli" / "tiny"
 SRC = Path(__file__).parents[2] / "src"
 SECRET = "hunter2-4f9c"
 ESCAPE = "\x1b"
+FP32 = ("--set", "target.precisions=['fp32']")  # halves the work
 Invoke = Callable[..., Any]
 
 
@@ -98,24 +99,27 @@ def refused(found: Any, status: int = 2) -> str:
     return line
 
 
-def test_01_kill_9_at_several_moments_then_the_front_works_and_nothing_is_done_twice(work: Path) -> None:
+def test_01_kill_9_at_several_moments_then_the_front_works_and_nothing_is_done_twice(
+    invoke: Invoke, work: Path
+) -> None:
     folder = work / "runs" / "recipe"
+    run = ["run", "recipe.toml", *FP32]
     kept: dict[str, Any] = {}
-    for kind, count in (("_identity", 1), ("candidate", 1), ("network", 1), ("candidate", 4)):
-        process = start(work, "run", "recipe.toml")
+    for kind, count in (("_identity", 1), ("network", 1), ("candidate", 2)):
+        process = start(work, *run)
         wait_for(folder, kind, count, process)
         process.send_signal(signal.SIGKILL)
         assert ended(process)[0] == -signal.SIGKILL
         now = records(folder, "candidate")
         assert {name: now[name] for name in kept} == kept
         kept = now
-        status, out, err = ended(start(work, "front", "runs/recipe", "--json"))
+        found = invoke("front", folder, "--json")
         if "original" in kept:
-            assert status == 0, err
-            assert {m["name"] for m in json.loads(out)["members"]} == set(kept)
+            assert found.exit_code == 0, found.stderr
+            assert {m["name"] for m in json.loads(found.stdout)["members"]} == set(kept)
         else:
-            assert (status, err.count("\n")) == (2, 1)
-    status, _, err = ended(start(work, "run", "recipe.toml"))
+            assert "not measured yet" in refused(found)
+    status, _, err = ended(start(work, *run))
     assert status == 0, err
     assert f"{len(kept)} exported files are measured already" in err
     done = Counter(
@@ -124,14 +128,13 @@ def test_01_kill_9_at_several_moments_then_the_front_works_and_nothing_is_done_t
         if e.record["kind"] != "_seal"
     )
     assert max(done.values()) == 1
-    names = [key for kind, key in done if kind == "candidate"]
-    assert sorted(names) == sorted(["original", "original-int8", "c01-fp32", "c01-int8", "c02-fp32", "c02-int8"])
+    assert sorted(key for kind, key in done if kind == "candidate") == ["c01-fp32", "c02-fp32", "original"]
     assert {name: records(folder, "candidate")[name] for name in kept} == kept
 
 
 def test_13_ctrl_c_saves_the_front_and_the_run_goes_on_later(work: Path) -> None:
     folder = work / "runs" / "recipe"
-    process = start(work, "run", "recipe.toml", "--json", "--set", "recovery.steps=1000000")
+    process = start(work, "run", "recipe.toml", "--json", *FP32, "--set", "recovery.steps=1000000")
     wait_for(folder, "chosen", 1, process)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
@@ -139,9 +142,9 @@ def test_13_ctrl_c_saves_the_front_and_the_run_goes_on_later(work: Path) -> None
     assert status == 130, err
     assert "Traceback" not in err
     assert "error: stopped by Ctrl-C; what was finished is kept in" in err
-    assert {m["name"] for m in json.loads(out)["members"]} == {"original", "original-int8"}
+    assert {m["name"] for m in json.loads(out)["members"]} == {"original"}
     assert (folder / "report.html").is_file()
-    assert set(records(folder, "candidate")) == {"original", "original-int8"}
+    assert set(records(folder, "candidate")) == {"original"}
 
 
 def test_13_a_second_ctrl_c_leaves_at_once(work: Path) -> None:
@@ -150,6 +153,7 @@ def test_13_a_second_ctrl_c_leaves_at_once(work: Path) -> None:
     for expected in ("stubborn", "swallowed"):
         while expected not in (line := process.stderr.readline()):
             assert line, ended(process)
+        time.sleep(0.5)  # until it sleeps itself
         process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     process.communicate()
@@ -182,10 +186,10 @@ def test_15_when_all_candidates_fail_the_causes_are_counted_and_the_originals_ke
 def test_18_to_52_bad_input_is_one_line_at_the_command_line(
     invoke: Invoke, work: Path, number: int, change: str, says: str
 ) -> None:
-    settings = ["--set", "target.precisions=['fp32']"] if number == 48 else []
-    found = invoke(
-        "run", work / "recipe.toml", "--set", change, *settings, *(["--set", "task.name=classification"][:0])
-    )
+    recipe = work / "recipe.toml"
+    if number == 40:  # a task that knows what a label is
+        recipe.write_text(recipe.read_text("utf-8").replace("loss =", "#").replace("correct =", "#"), "utf-8")
+    found = invoke("run", recipe, "--set", change, *FP32)
     assert says in refused(found, status=3 if number == 48 else 2)
 
 
@@ -219,18 +223,14 @@ def test_55_the_bomb_itself_would_go_off(tmp_path: Path) -> None:
 
 
 CODE = "__import__('os').system('touch executed')"
+KEYS = (
+    *("model.build", "model.example", "model.checkpoint", "model.dtype", "data.build", "task.name", "task.loss"),
+    *("limits.latency", "search.budget", "search.searcher", "search.criterion", "recovery.device", "target.name"),
+)
+FORMS = (f"tiny_net:{CODE}", f"${{{CODE}}}", "!!python/object/apply:os.system [touch executed]")
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("model.build", "model.example", "model.checkpoint", "model.dtype", "data.build", "task.name", "task.loss"),
-        *("limits.latency", "search.budget", "search.searcher", "search.criterion", "recovery.device", "target.name"),
-    ],
-)
-@pytest.mark.parametrize(
-    "text", [CODE, f"tiny_net:{CODE}", f"${{{CODE}}}", "!!python/object/apply:os.system [touch executed]"]
-)
+@pytest.mark.parametrize(("key", "text"), [*((key, CODE) for key in KEYS), *(("model.build", t) for t in FORMS)])
 def test_63_code_in_a_recipe_is_text(
     invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch, key: str, text: str
 ) -> None:
@@ -240,7 +240,7 @@ def test_63_code_in_a_recipe_is_text(
     if key == "task.name":
         recipe = (work / "recipe.toml").read_text("utf-8")
         (work / "recipe.toml").write_text(recipe.replace("loss =", "#").replace("correct =", "#"), "utf-8")
-    assert invoke("run", "recipe.toml", *changes, "--set", "data.max_batches=1").exit_code != 0
+    refused(invoke("run", "recipe.toml", *changes))
     assert not (work / "executed").exists()
 
 
@@ -290,7 +290,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     words = [word for change in changes for word in ("--set", change)]
     environment = {**os.environ, "PYTHONPATH": str(SRC), "MY_API_KEY": SECRET}
     done = subprocess.run(
-        [sys.executable, "-m", "paretoprune", "run", "recipe.toml", *words, "--set", "search.candidates=1"],
+        [sys.executable, "-m", "paretoprune", "run", "recipe.toml", *words, *FP32, "--set", "search.candidates=1"],
         cwd=work,
         env=environment,
         capture_output=True,
@@ -314,7 +314,7 @@ def test_67_no_secret_reaches_journal_report_or_terminal(hostile: tuple[Path, st
     folder, out, err = hostile
     texts = {"stdout": out.encode(), "stderr": err.encode()}
     texts |= {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    assert len(texts) > 8
+    assert len(texts) > 6
     assert [name for name, text in texts.items() if SECRET.encode() in text] == []
 
 

@@ -227,14 +227,34 @@ def test_sizes_must_agree() -> None:
         Axes().unify(Atom(3), Atom(4), "test")
 
 
-def test_the_same_atom_on_both_sides_of_a_split() -> None:
-    """Splitting an atom that stands again further right must not bind it twice."""
-    axes, a, b, c = Axes(), Atom(6, "a"), Atom(2, "b"), Atom(18, "c")
-    axes.unify(multiply(a, a), multiply(b, c), "test")
+def test_an_atom_that_stands_twice_is_split_once() -> None:
+    axes, a, b, c, d, e = Axes(), Atom(6, "a"), Atom(2, "b"), Atom(3, "c"), Atom(2, "d"), Atom(3, "e")
+    axes.unify(multiply(a, a), multiply(b, c, d, e), "test")
     axes.settle()
-    left, right = axes.resolve(multiply(a, a)), axes.resolve(multiply(b, c))
+    assert axes.resolve(b) is axes.resolve(d)
+    assert axes.resolve(c) is axes.resolve(e)
+    left, right = axes.resolve(multiply(a, a)), axes.resolve(multiply(b, c, d, e))
     kept = some_kept(axes, [left, right], 1)
     assert kept_indices(left, kept).tolist() == kept_indices(right, kept).tolist()
+
+
+@given(st.data())
+def test_nothing_freezes_where_boundaries_can_be_refined(data: st.DataObject) -> None:
+    """Two ways to write a run of factors, both coarser than one finest way, always match."""
+    finest = data.draw(st.lists(st.integers(2, 4), min_size=2, max_size=6))
+
+    def coarser() -> Expr:
+        cuts = sorted(data.draw(st.sets(st.integers(1, len(finest) - 1))))
+        runs = [finest[i:j] for i, j in zip([0, *cuts], [*cuts, len(finest)], strict=True)]
+        return multiply(*(Atom(prod(run)) for run in runs))
+
+    axes, left, right, whole = Axes(), coarser(), coarser(), multiply(*(Atom(s) for s in finest))
+    axes.unify(left, whole, "test")
+    axes.unify(right, whole, "test")
+    axes.unify(left, right, "test")
+    axes.settle()
+    assert not any(axes.frozen(a) for a in atoms_of(axes.resolve(left)))
+    assert axes.resolve(left) == axes.resolve(right)
 
 
 def test_more_than_64_segments_freeze() -> None:

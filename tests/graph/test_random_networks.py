@@ -179,7 +179,7 @@ def run_case(model: RandomNet, seed: int, tools: Any) -> None:
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+QUICK = settings(max_examples=16, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 LONG = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 
 

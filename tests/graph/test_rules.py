@@ -263,6 +263,16 @@ CASES: dict[str, tuple[dict[str, Any], Any, Any, dict[str, int]]] = {
         ROW,
         {"a": 3, "a#2": 4, "b": 5},
     ),
+    "dynamic births": (
+        {"a": nn.Linear(6, 12), "e": nn.Parameter(torch.randn(1, 4)), "b": nn.Linear(4, 5), "c": nn.Linear(15, 2)},
+        lambda m, x: (
+            lambda n: m.c(
+                m.b((m.a(x).view(n, 4) + x.new_zeros(n, 4)) * m.e.expand(n, 4) + torch.zeros(n, 1)).view(-1, 15)
+            )
+        )(x.size(0) * 3),
+        ROW,
+        {"a": 4, "a#2": 3, "b": 5},
+    ),
     # pieces
     "dense": (
         {"a": conv(3, 4), "b": conv(7, 4), "c": conv(11, 5), "d": conv(16, 2)},
@@ -639,6 +649,15 @@ def test_an_operator_without_a_rule_is_listed(tools: Any) -> None:
     parts, forward, example, *_ = FROZEN["cumulative sum"]
     notes = graphs.trace(tools.Net(forward, **parts), example).notes
     assert any("cumsum" in n and "what it touches stays as it is" in n for n in notes)
+
+
+def test_parameters_that_nothing_reads_are_frozen_and_listed(tools: Any) -> None:
+    model = tools.Net(lambda m, x: m.b(m.a(x)), a=nn.Linear(6, 4), b=nn.Linear(4, 2), c=nn.Linear(5, 5))
+    graph = tools.prove(model, ROW)
+    assert tools.prunable(graph) == {"a": 4}
+    assert tools.why(graph, "c.weight", 0) == "nothing reads parameter 'c.weight'"
+    assert "nothing reads parameter 'c.bias': it stays as it is" in graph.notes
+    assert graph.parameters() == sum(p.numel() for p in model.parameters())
 
 
 def test_squeeze_keeps_a_dim_that_was_pruned_to_one(tools: Any) -> None:

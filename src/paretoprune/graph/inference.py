@@ -94,10 +94,11 @@ class _Inference:
         self._apply(node)
 
     def _no_tensor(self, node: fx.Node) -> None:
-        """Sizes carry no axis; anything else that reads a tensor and gives none may do anything."""
-        harmless = node.op == "placeholder" or "sym_size" in str(node.target)
-        if not harmless and _nodes((node.args, node.kwargs)):
-            self._freeze_all(_nodes((node.args, node.kwargs)), f"{where(node)} reads it as a number")
+        """Sizes of inputs carry no axis; anything else that reads a tensor and gives none may do anything."""
+        read = _nodes((node.args, node.kwargs))
+        of_input = "sym_size" in str(node.target) and all(n.op == "placeholder" for n in read)
+        if node.op != "placeholder" and not of_input:
+            self._freeze_all(read, f"{where(node)} reads it as a number")
 
     def _parameter(self, node: fx.Node, name: str, tensor: torch.Tensor) -> None:
         self.shapes[node] = tuple(tensor.shape)

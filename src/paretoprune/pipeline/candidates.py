@@ -32,7 +32,16 @@ def originals(study: Study) -> None:
     with study.progress.stage("original", len(study.settings.precisions)) as bar:
         for precision in study.settings.precisions:
             name = "original" if precision == "fp32" else f"original-{precision}"
-            artefact.finish(study, name, "original", precision, lambda: study.traced.program.module, Plan())
+            try:
+                if not study.folder.has("failure", name):
+                    artefact.finish(study, name, "original", precision, lambda: study.traced.program.module, Plan())
+            except StoreError:
+                raise
+            except PruneError as error:
+                # Without the fp32 original there is nothing to compare with; another precision may be missing.
+                if precision == "fp32":
+                    raise
+                study.folder.record("failure", name, {"cause": str(error), "type": type(error).__name__})
             bar.advance(note=name)
 
 
@@ -106,8 +115,10 @@ def _make(study: Study, plan: Plan, name: str, steps: int) -> None:
     if steps:
         with study.timed("distil"):
             _distil(study, cut.program.module, steps)
-    with study.timed("recalibrate"):
-        recover.recalibrate(cut.program, study.calibration, samples=RECALIBRATION_SAMPLES)
+    else:
+        # Distillation keeps running statistics of its own, over more (and augmented) samples.
+        with study.timed("recalibrate"):
+            recover.recalibrate(cut.program, study.calibration, samples=RECALIBRATION_SAMPLES)
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
     pruned = Pruned(
         cut.program.module, plan, cut.kept, cut.program, study.traced.macs(widths), study.traced.macs(), tuple(notes)

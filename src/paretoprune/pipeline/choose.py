@@ -91,7 +91,7 @@ def widths_by_macs(
 
     The knapsack over one axis at a time; the MACs that count are those of the whole network at those widths.
     """
-    if not 0 < share <= 1 or not math.isfinite(share):
+    if not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise UsageError(f"macs={share!r}: give the share of the MACs to keep, above 0 and at most 1")
     check_positive(align=align, floor=floor)
     total = graph.macs()
@@ -99,10 +99,10 @@ def widths_by_macs(
     fronts = allocate([_mac_choice(graph, a, scores, align, floor) for a in axes])
     fitting = [a for a in fronts if graph.macs(a.widths) <= target]
     if not fitting:
-        least = min(graph.macs(a.widths) for a in fronts)
+        least = math.ceil(1000 * min(graph.macs(a.widths) for a in fronts) / total) / 1000
         raise PlanError(
-            f"macs={share:g} cannot be reached: with these axes at their floor, {least / total:.3f} of the MACs are "
-            f"left; ask for at least macs={least / total:.3f}, or prune more axes (axes='all')"
+            f"macs={share:g} cannot be reached: with these axes at their floor, {least:g} of the MACs are "
+            f"left; ask for at least macs={least:g}, or prune more axes (axes='all')"
         )
     return dict(_tightest(graph, fitting).widths)
 

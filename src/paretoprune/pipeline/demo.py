@@ -25,6 +25,7 @@ from paretoprune.pipeline.files import load_checkpoint
 from paretoprune.pipeline.search import search
 from paretoprune.pipeline.threads import free_threads
 from paretoprune.store.files import atomic
+from paretoprune.store.run import RunFolder
 
 SIDE = 32
 BATCH = 64
@@ -144,6 +145,7 @@ def store_test_set(folder: Path, sets: dict[str, tuple[Tensor, Tensor]]) -> Path
 
 def run(folder: Path, budget: str, progress: Progress) -> Front:
     """Train, search and store the test set; a second call in the same folder goes on where the first one stopped."""
+    RunFolder.refuse_unusable(folder)
     sets = digits()
     model = trained(folder, sets, progress)
     store_test_set(folder, sets)

@@ -19,13 +19,19 @@ EVALUATIONS_PER_CANDIDATE = 5
 
 
 def explore(study: Study, space: Space) -> list[Mapping[str, int]]:
-    """Widths of the networks to carry out, in the order to do it."""
+    """Widths of the networks to carry out, in the order to do it; never the original's. Raises PruneError for none."""
     count = study.settings.candidates
     if study.settings.searcher == "knapsack" and study.settings.evaluations is None:
-        return _from_knapsack(study, space, count)
-    told = _ask_and_tell(study, space)
-    front = _undominated(told)
-    return [a.widths for a in spread(front, count)]
+        found = _from_knapsack(study, space, count)
+    else:
+        told = [a for a in _ask_and_tell(study, space) if not _is_original(space, a.widths)]
+        found = [a.widths for a in spread(_undominated(told), count)]
+    if not found:
+        raise PruneError(
+            "no narrower network was found that this target should run faster than the original: its layers may be too "
+            "small for their widths to matter; if the machine was busy, search again in another folder"
+        )
+    return found
 
 
 def _from_knapsack(study: Study, space: Space, count: int) -> list[Mapping[str, int]]:
@@ -90,15 +96,19 @@ def _evaluate(
         with study.timed("proxy"):
             objectives = proxy(proposal.widths)
     except PruneError as error:
+        # A process that died before the proposal was recorded asks for it again.
         study.folder.record(
-            "failure", f"proposal {proposal.number}", {"cause": str(error), "type": type(error).__name__}
+            "failure",
+            f"proposal {proposal.number}",
+            {"cause": str(error), "type": type(error).__name__},
+            replace=True,
         )
         objectives = None
     payload: dict[str, Any] = {
         "widths": dict(proposal.widths),
         "objectives": None if objectives is None else list(objectives),
     }
-    study.folder.record("proposal", str(len(study.folder.all("proposal"))), payload)
+    study.folder.record("proposal", study.next_key("proposal"), payload)
     return objectives
 
 

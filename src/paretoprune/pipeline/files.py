@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,22 @@ from paretoprune.store.files import atomic
 SCHEMA = 1
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 MAX_MANIFEST_BYTES = 64 << 20
+DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What torch's reader was seen to raise, or may, on files with flipped and missing bytes."""
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -62,12 +82,21 @@ def load(path: str | Path) -> Pruned:
     folder = Path(path)
     manifest = _manifest(folder / MANIFEST)
     weights = _read(folder / WEIGHTS)
-    if hashlib.sha256(weights).hexdigest() != manifest["weights_sha256"]:
+    if hashlib.sha256(weights).hexdigest() != manifest.get("weights_sha256"):
         raise FileError(f"{folder / WEIGHTS} was altered (its SHA-256 does not match the manifest); save it again")
     try:
         tensors = load_tensors(weights)
     except SafetensorError as error:
         raise FileError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    try:
+        return _pruned(manifest, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        # The checksum is sound, so somebody wrote this on purpose.
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise FileError(f"{folder / MANIFEST} does not describe a network ({what}); save it again") from error
+
+
+def _pruned(manifest: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Pruned:
     for name, target in manifest["alias"].items():
         tensors[name] = tensors[target]
     module = graphs.load(manifest["graph"], tensors, manifest["trainable"])
@@ -86,15 +115,16 @@ def load(path: str | Path) -> Pruned:
 def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a state dict (safetensors, or a torch file read with `weights_only`) into `model`, strictly.
 
-    A leading "module." of every key is dropped. Raises FileError; nothing in the file is ever executed.
+    A leading "module." of every key is dropped, unless the model's own names have it. Raises FileError; nothing in the
+    file is ever executed.
     """
     file = Path(path)
     if file.suffix not in CHECKPOINT_SUFFIXES:
         raise FileError(f"{file}: a checkpoint is a state dict in one of {', '.join(CHECKPOINT_SUFFIXES)}")
     state = _state_dict(file)
-    if state and all(k.startswith("module.") for k in state):
-        state = {k.removeprefix("module."): v for k, v in state.items()}
     own = model.state_dict()
+    if state and all(k.startswith("module.") for k in state) and not all(k.startswith("module.") for k in own):
+        state = {k.removeprefix("module."): v for k, v in state.items()}
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]
     wrong = [
@@ -120,18 +150,20 @@ def _state_dict(file: Path) -> Mapping[str, torch.Tensor]:
             return load_tensors(data)
         except SafetensorError as error:
             raise FileError(f"{file} is no sound safetensors file: {error}") from error
-    import io
-    import pickle
-
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch on its own reader: either it loads, or it is refused below
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except DAMAGED as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise FileError(
-            f"{file} cannot be read as plain tensors ({str(error).strip().splitlines()[0][:160]}); it may hold code: "
+            f"{file} cannot be read as plain tensors ({why}); it is damaged or may hold code: "
             "save model.state_dict() only, best as safetensors"
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
         raise FileError(f"{file} holds no state dict (names to tensors); save model.state_dict()")
     return state
 
@@ -160,7 +192,12 @@ def _manifest(file: Path) -> dict[str, Any]:
     checksum, _, text = data.partition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != checksum:
         raise FileError(f"{file} is truncated or was altered (its checksum does not match); save it again")
-    manifest: dict[str, Any] = json.loads(text)
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{file} is no JSON ({str(error)[:160]}); save it again") from error
+    if not isinstance(manifest, dict) or type(manifest.get("schema")) is not int:
+        raise FileError(f"{file} is no manifest of a pruned network; give the folder that paretoprune.save wrote")
     if manifest["schema"] > SCHEMA:
         raise FileError(
             f"{file} has schema {manifest['schema']}, this version reads up to {SCHEMA}: upgrade paretoprune"

@@ -6,7 +6,7 @@ This is the only place where something that a recipe names is imported and calle
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,11 +140,22 @@ def data_from(given: Any, reference: str) -> Data:
 def task_from(section: TaskSection) -> str | Task | None:
     if section.loss is None:
         return section.name
-    loss, correct = refer("task.loss", section.loss), refer("task.correct", section.correct)
-    for key, found in (("task.loss", loss), ("task.correct", correct)):
-        if not callable(found):
-            raise UsageError(f"{key} is a {type(found).__name__}; expected a function of (output, labels)")
+    loss, correct = _function("task.loss", section.loss), _function("task.correct", section.correct)
     return Task(f"{section.loss} {section.correct}", loss, correct)
+
+
+def _function(key: str, reference: str) -> Callable[[Any, Any], torch.Tensor]:
+    """A function of (output, labels) whose own errors name the key."""
+    found = refer(key, reference)
+    if not callable(found):
+        raise UsageError(f"{key} = {reference!r} is a {type(found).__name__}; expected a function of (output, labels)")
+
+    def call(output: Any, labels: Any) -> torch.Tensor:
+        with _user_code(key, reference):
+            result: torch.Tensor = found(output, labels)
+            return result
+
+    return call
 
 
 def refer(key: str, reference: str) -> Any:

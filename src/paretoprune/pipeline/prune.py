@@ -51,15 +51,17 @@ def prune(
         raise UsageError("give either ratio= (share of positions to remove) or macs= (share of MACs to keep)")
     scorer = criteria.criterion_of(criterion)
     meaning = task_of(task)
-    traced = graphs.trace(model, example, dynamic)
-    batches = None if calibration is None else fitted("calibration", calibration, traced.example)
+    dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
+    traced = graphs.trace(model, example, dims)
+    batches = None if calibration is None else fitted("calibration", calibration, traced.example, dynamic=dims)
     chosen = choose.chosen_axes(traced, axes, ignore)
     scores = score(traced, chosen, scorer, meaning, batches)
+    widths: Mapping[str, int] = {}
     if ratio is not None:
         widths = choose.widths_by_ratio(chosen, ratio, align, floor)
-    else:
+    elif macs is not None:
         comparable = scores if scorer.needs_gradients else choose.normalised(scores)
-        widths = choose.widths_by_macs(traced, chosen, comparable, float(macs or 0.0), align, floor)
+        widths = choose.widths_by_macs(traced, chosen, comparable, macs, align, floor)
     plan = choose.plan_of(traced, widths, choose.removal_order(scores))
     return carry_out(model, traced, plan, batches)
 
@@ -74,8 +76,9 @@ def apply(
 ) -> Pruned:
     """Replay a plan on a fresh model of the same architecture. Raises PlanError where it does not fit."""
     plan = plan if isinstance(plan, Plan) else Plan.from_json(plan)
-    traced = graphs.trace(model, example, dynamic)
-    batches = None if calibration is None else fitted("calibration", calibration, traced.example)
+    dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
+    traced = graphs.trace(model, example, dims)
+    batches = None if calibration is None else fitted("calibration", calibration, traced.example, dynamic=dims)
     return carry_out(model, traced, plan, batches)
 
 
@@ -106,7 +109,7 @@ def gradients(
                 raise DataError("a calibration batch has no labels: gradients of the loss need (x, y) or a dict")
             loss = task.loss(module(*inputs.args, **inputs.kwargs), labels)
             if not bool(torch.isfinite(loss)):
-                raise PruneError(f"the loss on a calibration batch is {float(loss)}: check inputs and labels")
+                raise PruneError(f"the loss on a calibration batch is {float(loss.detach())}: check inputs and labels")
             found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
             yield {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
     finally:

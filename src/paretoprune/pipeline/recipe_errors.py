@@ -71,17 +71,20 @@ def _is_model(kind: Any) -> bool:
 
 
 def _instead(key: str, schema: type[BaseModel]) -> str:
-    """The nearest known key, else what there is."""
+    """The nearest known key: here, or of that very name elsewhere; else what there is."""
     known = list(keys(schema))
     section, _, name = key.rpartition(".")
-    here = [k for k in known if k.rpartition(".")[0] == section]
-    near = difflib.get_close_matches(key, here, n=1, cutoff=0.7)
-    near = near or [k for k in known if k.rpartition(".")[2] == name]
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    here = [_name(k) for k in known if k.rpartition(".")[0] == section]
+    elsewhere = [k for k in known if _name(k) == name]
+    near = difflib.get_close_matches(name, here, n=1)
+    if elsewhere or near:
+        return f"did you mean {(elsewhere or [f'{section}.{near[0]}'.lstrip('.')])[0]!r}?"
     where = f"[{section}]" if section else "a recipe"
-    return f"{where} has {', '.join(k.rpartition('.')[2] for k in here)}"
+    return f"{where} has {', '.join(here)}"
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:

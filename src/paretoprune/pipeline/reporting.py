@@ -36,7 +36,9 @@ def recommend(front: Front) -> tuple[Candidate | None, str]:
     except UnreachableLimitError as error:
         return None, f"no member is chosen: {error}"
     able = sum(member.meets_limits for member in front.members)
+    judged = front.judge == "validation" and any(limit.about.key == "accuracy" for limit in front.limits)
     within = f" within {front.limits}" if front.limits else ""
+    within += " (judged on the validation set)" if judged else ""
     if able == 1:
         return chosen, f"{chosen.name} is chosen: it is the only member of the front{within}."
     which = "the two" if able == 2 else f"the {able}"

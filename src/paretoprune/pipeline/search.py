@@ -14,15 +14,16 @@ from torch import nn
 from paretoprune import graph as graphs
 from paretoprune.core.candidate import Candidate
 from paretoprune.core.data import Data
-from paretoprune.core.errors import UnreachableLimitError, UsageError
+from paretoprune.core.errors import PruneError, StoreError, UnreachableLimitError, UsageError
 from paretoprune.core.front import Front
 from paretoprune.core.limits import Limits
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Target, Task
-from paretoprune.pipeline import candidates, explore, results, space
+from paretoprune.pipeline import candidates, choose, explore, results, space
 from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
+from paretoprune.pipeline.preflight import check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
 from paretoprune.pipeline.study import Study, identity
 from paretoprune.pipeline.threads import free_threads
@@ -63,6 +64,7 @@ def run(study: Study) -> Front:
     """All stages; what the folder holds already is not done again."""
     started = time.perf_counter()
     candidates.originals(study)
+    results.front_of(study.folder)  # an objective that is only estimated here is refused now, not at the end
     with free_threads():
         options = space.build(study)
     _refuse_unreachable(study, options)
@@ -140,15 +142,24 @@ def _open(
 ) -> Study:
     """Check everything that can be checked before any work, then lock the folder."""
     meaning, runtime = task_of(task), find_target(target, settings.threads)
+    check_parts(settings, runtime, device, data)
+    dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     folder = Path(out) if out is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    RunFolder.refuse_unusable(folder)
     graphs.check_model(model)
     with progress.stage("capture", None):
-        traced = graphs.trace(model, example, dynamic)
+        traced = graphs.trace(model, example, dims)
+    choose.chosen_axes(traced, settings.axes, settings.ignore)
     module = traced.program.module
     with progress.stage("reading the data", None), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         checked = check_data(
-            data, traced.example, meaning, predict=lambda e: module(*e.args, **e.kwargs), cap=settings.max_batches
+            data,
+            traced.example,
+            meaning,
+            predict=lambda e: module(*e.args, **e.kwargs),
+            cap=settings.max_batches,
+            dynamic=dims,
         )
     opened = RunFolder.open(folder, identity(traced, checked, meaning, runtime, settings))
     about = {
@@ -168,6 +179,8 @@ def _refuse_unreachable(study: Study, options: space.Space) -> None:
     if not costly:
         return
     bounds = study.once("reach", "cheapest", lambda: _measure_cheapest(study, options))
+    if not bounds:
+        return
     front = results.front_of(study.folder)
     cheapest = [
         Candidate(
@@ -181,6 +194,17 @@ def _refuse_unreachable(study: Study, options: space.Space) -> None:
 
 
 def _measure_cheapest(study: Study, options: space.Space) -> dict[str, Any]:
+    """Figures by precision; none where a file cannot be made, for then nothing is known of what it would cost."""
+    try:
+        return _cheapest(study, options)
+    except StoreError:
+        raise
+    except PruneError as error:
+        study.folder.record("failure", "cheapest", {"cause": str(error), "type": type(error).__name__}, replace=True)
+        return {}
+
+
+def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
     plan = options.plan(study, {c.axis: c.widths[0] for c in options.choices})
     module = graphs.cut(study.traced, plan).program.module
     taken: dict[str, Any] = {}

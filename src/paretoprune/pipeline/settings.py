@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from paretoprune.core.errors import UsageError
+from paretoprune.core.front import metric_key
 from paretoprune.core.limits import Limits
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
@@ -49,8 +50,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "floor", "threads"):
+        for name in ("candidates", "floor", "threads", "calibration_samples"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("seed", self.seed, 0)
         for name in ("evaluations", "max_batches"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
@@ -72,6 +74,10 @@ class Settings:
             raise UsageError(
                 f"precisions={list(self.precisions)}: 'fp32' comes first, it is what others are compared with"
             )
+        for name in self.objectives:
+            metric_key(name)
+        if not self.objectives or len({metric_key(name) for name in self.objectives}) != len(self.objectives):
+            raise UsageError(f"objectives={list(self.objectives)}: give different metrics, at least one")
         Limits.parse(self.limits)
 
     @property
@@ -85,10 +91,8 @@ def settings_of(limits: Sequence[str] = (), budget: str = "20 min", **options: A
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    if isinstance(limits, str):
-        limits = [limits]
-    lists = {k: tuple(v) for k, v in options.items() if k in ("ignore", "precisions", "objectives")}
-    return Settings(limits=tuple(limits), budget_s=seconds(budget), **{**options, **lists})
+    lists = {k: _texts(k, v) for k, v in options.items() if k in ("ignore", "precisions", "objectives")}
+    return Settings(limits=_texts("limits", limits), budget_s=seconds(budget), **{**options, **lists})
 
 
 def seconds(budget: str) -> float:
@@ -103,6 +107,14 @@ def seconds(budget: str) -> float:
     if value <= 0:
         raise UsageError(f"budget={budget!r}: must be above 0")
     return value
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """Several texts; a single one may stand alone."""
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
+        raise UsageError(f"{name}={value!r}: give a list of texts")
+    return tuple(texts)
 
 
 def _at_least(name: str, value: Any, least: int) -> None:

@@ -89,7 +89,11 @@ class Study:
             yield
         finally:
             spent = {"stage": stage, "wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-            self.folder.record("seconds", str(len(self.folder.all("seconds"))), spent)
+            self.folder.record("seconds", self.next_key("seconds"), spent)
+
+    def next_key(self, kind: str) -> str:
+        """One above the highest number recorded: a damaged line leaves a gap, so counting would meet a used key."""
+        return str(1 + max(map(int, self.folder.all(kind)), default=-1))
 
     def once(self, stage: str, key: str, work: Callable[[], Any]) -> Any:
         """A journaled, timed stage."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -126,6 +127,16 @@ class RunFolder(RunView):
             files.sweep(path)
             undo.pop_all()
         return folder
+
+    @staticmethod
+    def refuse_unusable(path: str | Path) -> None:
+        """Raise early, before any work, the StoreError of a folder that is read-only or in use. Makes nothing."""
+        path = Path(path).absolute()
+        if path.is_dir():
+            RunLock(path).release()
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        with files.storing(path), tempfile.TemporaryFile(dir=existing):
+            pass
 
     @staticmethod
     def read(path: str | Path) -> RunView:

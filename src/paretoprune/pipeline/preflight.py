@@ -1,0 +1,40 @@
+"""The named parts of a search, looked up before any work: a misspelt one should not cost minutes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from paretoprune.core.data import Data
+from paretoprune.core.errors import UsageError
+from paretoprune.core.plugin import look_up
+from paretoprune.core.protocols import Target
+from paretoprune.criteria import criterion_of
+from paretoprune.pipeline.settings import LEAST_SQUARES, Settings
+from paretoprune.search.table import SEARCHERS
+
+
+def check_parts(settings: Settings, target: Target, device: str, data: Any) -> None:
+    """Raises UsageError for a searcher, criterion, precision or device that is not there, or data of another type."""
+    if not isinstance(data, Data):
+        raise UsageError(f"data is a {type(data).__name__}; give paretoprune.Data(train, validation, test)")
+    look_up("searcher", settings.searcher, SEARCHERS)
+    if settings.criterion != LEAST_SQUARES:
+        criterion_of(settings.criterion)
+    for precision in settings.precisions:
+        if precision not in target.precisions:
+            raise UsageError(
+                f"precision {precision!r} is not offered by {target.name}; it has {', '.join(target.precisions)}"
+            )
+    _check_device(device)
+
+
+def _check_device(device: str) -> None:
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # CUDA that is missing is told by an AssertionError or a RuntimeError, depending on the build.
+        why = " ".join(str(error).split())[:160]
+        raise UsageError(f"device={device!r} cannot be used: {why}; give 'cpu', or a device of this machine") from error
