@@ -119,7 +119,7 @@ def build(width: int = 32) -> nn.Module:
     return FaultNet(width)
 
 
-def trained(width: int = 32, epochs: int = 10) -> nn.Module:
+def trained(width: int = 32, epochs: int = 8) -> nn.Module:
     """The network as it would come out of your own training; kept in runs/, so that a second run finds the same."""
     if CHECKPOINT.exists():
         return pp.load_checkpoint(build(width), CHECKPOINT).eval()

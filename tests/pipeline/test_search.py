@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import paretoprune as pp
+import paretoprune.pipeline.search as search_room
+import paretoprune.targets.measure as measure_room
 from paretoprune.core.graph import Example
-from paretoprune.pipeline import candidates
+from paretoprune.pipeline import artefact, candidates
 from paretoprune.store.run import RunFolder, RunView
-from paretoprune.targets import OnnxRuntime
+from paretoprune.targets import OnnxRuntime, Timing
 
 errors = pp.errors
 Searching = Callable[..., pp.Front]
@@ -45,7 +47,7 @@ def accuracy(path: Path, batches: Iterable[Any]) -> float:
     return float(torch.cat(hits).double().mean())
 
 
-# -- once, for real: nothing is shortened ------------------------------------------------------------------------------
+# -- once, with costs and latencies that are really measured ----------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,10 @@ def done(
         given = {"limits": ["size <= 1 MB"], **OPTIONS, **options}
         return pp.search(make_net(), example, given.pop("data", data), out=folder, **given)
 
-    return Done(run(), folder, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artefact, "timing", lambda threads: Timing(pairs=20, max_pairs=60, min_sample_ms=0.5))
+        patch.setattr(measure_room, "peak_memory", lambda *args, **options: None)
+        return Done(run(), folder, run)
 
 
 def test_the_original_is_there_once_with_speedup_one(done: Done) -> None:
@@ -176,7 +181,7 @@ def test_other_data_in_the_same_folder_is_refused(done: Done, data: pp.Data) -> 
         done.again(data=dataclasses.replace(data, validation=list(data.test)))
 
 
-# -- searchers ----------------------------------------------------------------------------------------------------------
+# -- searchers --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("searcher", ["random", "nsga2", "tpe"])
@@ -224,7 +229,7 @@ def test_a_damaged_line_in_the_middle_does_not_stop_a_resumption(searching: Sear
     assert journal(tmp_path / "run").quarantined == 1
 
 
-# -- failures -------------------------------------------------------------------------------------------------------------
+# -- failures ---------------------------------------------------------------------------------------------------------
 
 
 def failing(
@@ -279,7 +284,7 @@ def test_no_fp32_original_ends_the_search(searching: Searching, monkeypatch: pyt
         searching(precisions=("fp32", "int8"))
 
 
-# -- limits ---------------------------------------------------------------------------------------------------------------
+# -- limits -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_impossible_cost_is_refused_before_any_distillation(
@@ -315,7 +320,7 @@ def test_an_objective_that_is_only_estimated_is_refused_early(searching: Searchi
     assert journal(tmp_path / "run").all("cost table") == {}
 
 
-# -- the budget -------------------------------------------------------------------------------------------------------------
+# -- the budget -------------------------------------------------------------------------------------------------------
 
 
 def test_a_spent_budget_stops_after_four_for_good(searching: Searching, tmp_path: Path) -> None:
@@ -338,10 +343,28 @@ def test_without_steps_given_the_budget_plans_them(searching: Searching, tmp_pat
     assert journal(tmp_path / "long").done("network", "c01")["steps"] == 40
 
 
-# -- auto_prune -------------------------------------------------------------------------------------------------------------
+# -- auto_prune -------------------------------------------------------------------------------------------------------
 
 
-def test_auto_prune_meets_its_targets(quick: None, net: nn.Module, data: pp.Data, tmp_path: Path) -> None:
+@pytest.fixture
+def fast_by_macs(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts MACs: a choice by latency can then be checked."""
+    taken = artefact.measure
+
+    def measure(study: Any, name: str, file: Path) -> dict[str, pp.Measurement]:
+        figures = taken(study, name, file)
+        macs = figures["macs"].value
+        figures["latency_ms"] = pp.Measurement(macs / 1e6, 0.99 * macs / 1e6, 1.01 * macs / 1e6, 50, "ms")
+        if name != "original":
+            ratio = study.traced.macs() / macs
+            figures["speedup"] = pp.Measurement(ratio, 0.99 * ratio, 1.01 * ratio, 50, "x")
+        return figures
+
+    for room in (artefact, search_room):
+        monkeypatch.setattr(room, "measure", measure)
+
+
+def test_auto_prune_meets_its_targets(fast_by_macs: None, net: nn.Module, data: pp.Data, tmp_path: Path) -> None:
     size = 12_000
     best = pp.auto_prune(
         net,
@@ -362,6 +385,8 @@ def test_auto_prune_meets_its_targets(quick: None, net: nn.Module, data: pp.Data
     assert float(best.value("validation") or 0) >= 0.3
     assert best.meets_limits
     assert best.on_front
+    able = [c for c in front.members if c.meets_limits]
+    assert best.latency_ms == min(c.latency_ms for c in able)
     widths = {axis: len(kept) for axis, kept in best.plan.kept.items()}
     assert all(w % 4 == 0 for w in widths.values())
     assert widths.get("conv1", 16) >= 4
@@ -375,7 +400,7 @@ def test_auto_prune_without_a_target_gives_the_knee(quick: None, net: nn.Module,
     assert best == pp.read_front(tmp_path / "run").knee()
 
 
-# -- bad input, all of it before any work -----------------------------------------------------------------------------------
+# -- bad input, all of it before any work -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
