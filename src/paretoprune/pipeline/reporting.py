@@ -30,22 +30,19 @@ _ENERGY = "Read from counters where the machine has any; else CPU seconds times 
 
 
 def recommend(front: Front) -> tuple[Candidate | None, str]:
-    """The knee among the members that meet the limits, and why in one sentence; None where no member meets them."""
+    """With limits the fastest network that meets them, else the knee; and why, in one sentence. None if none does."""
     try:
-        chosen = front.knee()
+        chosen = front.best("latency") if front.limits else front.knee()
     except UnreachableLimitError as error:
         return None, f"no member is chosen: {error}"
-    able = sum(member.meets_limits for member in front.members)
-    judged = front.judge == "validation" and any(limit.about.key == "accuracy" for limit in front.limits)
-    within = f" within {front.limits}" if front.limits else ""
-    within += " (judged on the validation set)" if judged else ""
-    if able == 1:
-        return chosen, f"{chosen.name} is chosen: it is the only member of the front{within}."
-    which = "the two" if able == 2 else f"the {able}"
+    if front.limits:
+        judged = front.judge == "validation" and any(limit.about.key == "accuracy" for limit in front.limits)
+        where = " (judged on the validation set)" if judged else ""
+        return chosen, f"{chosen.name} is chosen: the fastest that meets {front.limits}{where}."
     axes = " and ".join("validation accuracy" if k == "accuracy" else k.split("_")[0] for k in front.objectives)
     return chosen, (
-        f"{chosen.name} is chosen: of {which} members of the front{within} it is the knee, the one farthest from the "
-        f"straight line between the extremes in {axes}."
+        f"{chosen.name} is chosen: of the {len(front.members)} members of the front it is the knee, the one farthest "
+        f"from the straight line between the extremes in {axes}."
     )
 
 

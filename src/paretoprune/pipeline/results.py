@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from torch import nn
 
 from paretoprune.core.candidate import Candidate
 from paretoprune.core.errors import FileError
-from paretoprune.core.front import Front
+from paretoprune.core.front import OBJECTIVES, Front, metric_key
 from paretoprune.core.limits import Limits
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.store.run import RunFolder, RunView
+
+COUNTED = ("size_bytes", "memory_bytes", "macs", "parameters")
 
 
 def read_front(path: str | Path) -> Front:
@@ -33,12 +35,19 @@ def front_of(view: RunView) -> Front:
     about = view.done("about", "run") or {}
     settings = (view.identity or {}).get("settings", {})
     candidates = [_candidate(view, name, record) for name, record in records.items()]
+    limits = Limits.parse(settings.get("limits", []))
     return Front.of(
         candidates,
-        Limits.parse(settings.get("limits", [])),
-        settings.get("objectives", ("accuracy", "latency_ms")),
+        limits,
+        _objectives(settings.get("objectives", OBJECTIVES), limits),
         target=about.get("target", {}),
     )
+
+
+def _objectives(chosen: Sequence[str], limits: Limits) -> tuple[str, ...]:
+    """What was asked for, and every counted cost that a limit names: else what meets it may be dominated."""
+    named = [limit.about.key for limit in limits if limit.about.key in COUNTED]
+    return tuple(dict.fromkeys([*map(metric_key, chosen), *named]))
 
 
 def _candidate(view: RunView, name: str, record: Mapping[str, Any]) -> Candidate:

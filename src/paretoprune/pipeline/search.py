@@ -72,8 +72,7 @@ def run(study: Study) -> Front:
     steps = candidates.steps_within(study, len(chosen), started)
     candidates.carry_out_all(study, options, chosen, steps, started)
     front = results.front_of(study.folder)
-    unmet = front.limits.unreachable(front.candidates, front.original.measurements, front.judge)
-    if unmet:
+    if unmet := front.unmet():
         raise UnreachableLimitError(f"{unmet}; every measured network is kept in {study.folder.path}")
     return front
 

@@ -19,6 +19,10 @@ from paretoprune.core.protocols import Task
 from paretoprune.recover.inputs import device_of, rounds, to_device
 from paretoprune.recover.optimizing import MakeOptimizer, MakeScheduler, sgd, warm_cosine
 
+GRADIENT_NORM = 5.0
+"""Longer gradients are cut to this length (Pascanu et al. 2013): large logits make the soft loss steep, and one such
+step can ruin a network that was reconstructed well."""
+
 
 def distill(
     student: nn.Module,
@@ -100,6 +104,7 @@ def _train(
                 f"distillation: the loss is {losses[-1]} at step {step}; lower lr={lr} or check the batches"
             )
         loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
         optimizer.step()
         scheduler.step()
         if on_step is not None:
