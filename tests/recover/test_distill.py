@@ -173,9 +173,15 @@ def test_nan_loss_fails_the_candidate(
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_a_gradient_that_is_not_finite_is_no_step(teacher: nn.Sequential) -> None:
+    """The loss still is: 1e15 inputs times errors as large."""
+    with pytest.raises(PruneError, match="the gradient is inf at step 0"):
+        distill(nn.Linear(6, 4), teacher, [torch.randn(8, 6) * 1e15], None, steps=1)
+
+
 def test_weights_that_blow_up_on_the_last_step_are_found(teacher: nn.Sequential) -> None:
     with pytest.raises(PruneError, match="weights are not finite after 1 steps"):
-        distill(nn.Linear(6, 4), teacher, [torch.randn(8, 6) * 1e15], None, steps=1, lr=1e39)
+        distill(nn.Linear(6, 4), teacher, [torch.randn(8, 6) * 1e3], None, steps=1, lr=3e38)
 
 
 def test_a_list_is_gone_round_whole_in_another_order_each_time(teacher: nn.Sequential) -> None:

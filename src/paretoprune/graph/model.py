@@ -30,6 +30,8 @@ _HOOKS = (
 
 def check_model(model: nn.Module) -> None:
     """Refuse NaN or infinite weights, several devices, no parameters: before any work."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is a {type(model).__name__}; give a torch.nn.Module (an instance, not its class)")
     if loop := _loop(model):
         raise ModelError(f"module '{loop}' contains itself: keep such a reference in a list or a plain function")
     devices: dict[str, str] = {}

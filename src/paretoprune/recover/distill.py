@@ -104,7 +104,11 @@ def _train(
                 f"distillation: the loss is {losses[-1]} at step {step}; lower lr={lr} or check the batches"
             )
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+        length = float(nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM))
+        if not math.isfinite(length):
+            raise PruneError(
+                f"distillation: the gradient is {length} at step {step}; lower lr={lr} or check the batches"
+            )
         optimizer.step()
         scheduler.step()
         if on_step is not None:
