@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ RECOVERY_SHARE = 0.75
 """Share of the time left that distillation may plan with; the rest is for export and measuring."""
 MAX_EPOCHS = 10
 PROBE_STEPS = 3
+RECONSTRUCTED = "reconstructed and recalibrated"
 MIN_CANDIDATES = 4
 """Carried out whatever the budget: fewer are no front."""
 
@@ -112,13 +114,9 @@ def _make(study: Study, plan: Plan, name: str, steps: int) -> None:
     grams = study.grams
     with study.timed("reconstruct"):
         notes = reconstruct_cut(study.traced, cut, grams)
-    if steps:
-        with study.timed("distil"):
-            _distil(study, cut.program.module, steps)
-    else:
-        # Distillation keeps running statistics of its own, over more (and augmented) samples.
-        with study.timed("recalibrate"):
-            recover.recalibrate(cut.program, study.calibration, samples=RECALIBRATION_SAMPLES)
+    with study.timed("recalibrate"):
+        recover.recalibrate(cut.program, study.calibration, samples=RECALIBRATION_SAMPLES)
+    recovery = _distil_if_better(study, cut, steps) if steps else RECONSTRUCTED
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
     pruned = Pruned(
         cut.program.module, plan, cut.kept, cut.program, study.traced.macs(widths), study.traced.macs(), tuple(notes)
@@ -126,7 +124,22 @@ def _make(study: Study, plan: Plan, name: str, steps: int) -> None:
     folder = study.folder.artefact(f"members/{name}")
     files.save(pruned, folder)
     study.folder.seal(f"members/{name}/{files.MANIFEST}", f"members/{name}/{files.WEIGHTS}")
-    study.folder.record("network", name, {"widths": widths, "steps": steps, "notes": notes})
+    study.folder.record("network", name, {"widths": widths, "steps": steps, "recovery": recovery, "notes": notes})
+
+
+def _distil_if_better(study: Study, cut: graphs.Cut, steps: int) -> str:
+    """Distil; go back to the reconstructed network where that left the outputs farther from the original's.
+
+    Judged on inputs of the validation set, once, after the last step: reconstruction was fitted to the calibration set.
+    """
+    module = cut.program.module
+    before, state = study.unseen.divergence(cut), copy.deepcopy(module.state_dict())
+    with study.timed("distil"):
+        _distil(study, module, steps)
+    if study.unseen.divergence(cut) <= before:
+        return f"reconstructed, {steps} steps of distillation"
+    module.load_state_dict(state)
+    return f"{RECONSTRUCTED} ({steps} steps of distillation were worse)"
 
 
 def _distil(study: Study, student: nn.Module, steps: int) -> None:

@@ -9,7 +9,7 @@ from paretoprune import graph as graphs
 from paretoprune.core.errors import PruneError
 from paretoprune.core.protocols import Proposal
 from paretoprune.pipeline.prune import recover_cut
-from paretoprune.pipeline.space import Outputs, Space, predicted_ms
+from paretoprune.pipeline.space import Space, predicted_ms
 from paretoprune.pipeline.study import Study
 from paretoprune.search.allocate import Allocation, allocate, spread
 from paretoprune.search.table import make_searcher
@@ -77,7 +77,7 @@ def _ask_and_tell(study: Study, space: Space) -> list[Allocation]:
 
 
 def _proxy(study: Study, space: Space) -> Callable[[Mapping[str, int]], tuple[float, float]]:
-    reference = Outputs.of(study)
+    reference = study.reference
     table = CostTable(study.target)
 
     def evaluate(widths: Mapping[str, int]) -> tuple[float, float]:

@@ -9,21 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from paretoprune import criteria, recover
 from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis
-from paretoprune.core.data import take
-from paretoprune.core.graph import Contraction, Example
-from paretoprune.core.outputs import main_output
+from paretoprune.core.graph import Contraction
 from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Choice
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import choose
 from paretoprune.pipeline.prune import score
 from paretoprune.pipeline.settings import LEAST_SQUARES, Settings
-from paretoprune.pipeline.study import KL_SAMPLES, Study
+from paretoprune.pipeline.study import Study
 from paretoprune.targets import CostTable, staircase
 
 WIDTHS_PER_AXIS = 8
@@ -130,7 +127,7 @@ def _errors(
 
     "Replaced-block KL": the damage is measured where it counts, at the output, with the remedy applied.
     """
-    reference = Outputs.of(study)
+    reference = study.reference
     with study.progress.stage("error curves", sum(len(widths[a.id]) - 1 for a in axes)) as bar:
         result: dict[str, list[float]] = {}
         for axis in axes:
@@ -145,28 +142,3 @@ def _errors(
             falling = np.maximum.accumulate([0.0, *reversed(errors)])[::-1]
             result[axis.id] = [float(e) for e in falling]
         return result
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The original's outputs on calibration inputs, to compare others with."""
-
-    tensors: Mapping[str, Tensor]
-    inputs: tuple[Example, ...]
-    outputs: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, study: Study) -> Outputs:
-        inputs = tuple(i for i, _ in take(study.calibration, KL_SAMPLES))
-        program = study.traced.program
-        outputs = tuple(main_output(program.observe(i, {})) for i in inputs)
-        return cls(graphs.tensors_of(program.module), inputs, outputs)
-
-    def divergence(self, cut: graphs.Cut) -> float:
-        """Mean KL divergence for class scores (samples, classes), else the relative squared error."""
-        found = [main_output(cut.program.observe(i, {})) for i in self.inputs]
-        ours, theirs = torch.cat(found), torch.cat(self.outputs)
-        if theirs.ndim == 2 and theirs.shape[1] > 1:
-            p, q = torch.log_softmax(theirs.double(), 1), torch.log_softmax(ours.double(), 1)
-            return float((p.exp() * (p - q)).sum(1).mean())
-        return float((ours - theirs).double().square().sum() / theirs.double().square().sum().clamp_min(1e-12))

@@ -20,13 +20,11 @@ from paretoprune.core.limits import Limits
 from paretoprune.core.progress import Progress
 from paretoprune.core.protocols import Target, Task
 from paretoprune.graph import TracedGraph
-from paretoprune.pipeline.prune import TAYLOR_SAMPLES
+from paretoprune.pipeline.outputs import Outputs
 from paretoprune.pipeline.settings import Settings
 from paretoprune.store.run import RunFolder
 from paretoprune.targets import fingerprint_id
 from paretoprune.tasks import CheckedData
-
-KL_SAMPLES = TAYLOR_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,16 @@ class Study:
                 self.calibration,
                 samples=self.settings.calibration_samples,
             )
+
+    @cached_property
+    def reference(self) -> Outputs:
+        """The original's outputs on calibration inputs."""
+        return Outputs.of(self.traced.program, self.calibration)
+
+    @cached_property
+    def unseen(self) -> Outputs:
+        """The original's outputs on validation inputs, which no recovery was fitted to."""
+        return Outputs.of(self.traced.program, self.checked.data.validation)
 
     @cached_property
     def one(self) -> Example:
