@@ -9,7 +9,7 @@ from paretoprune import graph as graphs
 from paretoprune.core.errors import PruneError
 from paretoprune.core.protocols import Proposal
 from paretoprune.pipeline.prune import recover_cut
-from paretoprune.pipeline.space import Space, predicted_ms
+from paretoprune.pipeline.space import Space, predicted_cost
 from paretoprune.pipeline.study import Study
 from paretoprune.search.allocate import Allocation, allocate, spread
 from paretoprune.search.table import make_searcher
@@ -83,7 +83,7 @@ def _proxy(study: Study, space: Space) -> Callable[[Mapping[str, int]], tuple[fl
     def evaluate(widths: Mapping[str, int]) -> tuple[float, float]:
         cut = graphs.cut(study.traced, space.plan(study, widths))
         recover_cut(study.traced, cut, study.grams, study.calibration)
-        return reference.divergence(cut), predicted_ms(study, table, widths)
+        return reference.divergence(cut), predicted_cost(study, table, widths)
 
     return evaluate
 

@@ -13,6 +13,7 @@ import torch
 from paretoprune import criteria, recover
 from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis
+from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Contraction
 from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Choice
@@ -45,7 +46,7 @@ def build(study: Study) -> Space:
     step = int(study.once("staircase", "fp32", lambda: _step(study, table))["step"])
     order = study.once("order", study.settings.criterion, lambda: _orders(study, axes))
     widths = {a.id: _widths(a, step, _floor(a, study.settings)) for a in axes}
-    costs = study.once("cost table", "fp32", lambda: _costs(study, table, widths))
+    costs = study.once("cost table", "layers", lambda: _costs(study, table, widths))
     errors = study.once("error curves", "kl", lambda: _errors(study, axes, widths, order))
     choices = tuple(
         Choice(a.id, widths[a.id], tuple(errors[a.id]), tuple(costs[a.id])) for a in axes if len(widths[a.id]) > 1
@@ -105,19 +106,33 @@ def _elimination_order(
 
 
 def _costs(study: Study, table: CostTable, widths: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
-    """Predicted milliseconds of all layers with one axis at each of its widths (fp32)."""
+    """Predicted cost with one axis at each of its widths."""
     with study.progress.stage("cost table", sum(map(len, widths.values()))) as bar:
         result: dict[str, list[float]] = {}
         for axis, choices in widths.items():
             result[axis] = []
             for width in choices:
-                result[axis].append(predicted_ms(study, table, {axis: width}))
+                result[axis].append(predicted_cost(study, table, {axis: width}))
                 bar.advance(note=f"{axis} = {width}")
         return result
 
 
-def predicted_ms(study: Study, table: CostTable, widths: Mapping[str, int]) -> float:
-    return sum(table.cost_ms(spec) for spec in study.traced.layers(widths))
+def predicted_cost(study: Study, table: CostTable, widths: Mapping[str, int]) -> float:
+    """Share of the original's layer time that is left at these widths: the mean over the precisions.
+
+    Steps and savings differ between precisions; what is exported in both should pay in both.
+    """
+    original, narrower = study.traced.layers(), study.traced.layers(widths)
+    shares = []
+    for precision in study.settings.precisions:
+        try:
+            whole = sum(table.cost_ms(spec, precision) for spec in original)
+            shares.append(sum(table.cost_ms(spec, precision) for spec in narrower) / whole)
+        except TargetError:
+            # A layer that the target cannot run alone in this precision: fp32 decides.
+            if precision == "fp32":
+                raise
+    return sum(shares) / len(shares)
 
 
 def _errors(
