@@ -22,6 +22,8 @@ from paretoprune.tasks import evaluate
 INT8_SAMPLES = 256
 SAMPLE_MS = 1.0
 """A timed sample lasts at least this long; more pairs tell more than longer ones."""
+MAX_CPU_S = 1.5
+"""Per file. On a noisy machine the interval stays wider instead of the search longer."""
 
 
 def finish(study: Study, name: str, network: str, precision: str, load: Callable[[], nn.Module], plan: Plan) -> None:
@@ -80,8 +82,8 @@ def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
 def timing(threads: int) -> Timing:
     """One thread: the CPU time of the calling thread, so that progress bars do not count. Several: wall time."""
     if threads == 1:
-        return Timing(min_sample_ms=SAMPLE_MS, clock=Clock(cpu_ns=time.thread_time_ns))
-    return Timing(min_sample_ms=SAMPLE_MS, basis="wall")
+        return Timing(min_sample_ms=SAMPLE_MS, max_cpu_s=MAX_CPU_S, clock=Clock(cpu_ns=time.thread_time_ns))
+    return Timing(min_sample_ms=SAMPLE_MS, max_cpu_s=MAX_CPU_S, basis="wall")
 
 
 def predictor(study: Study, file: Path) -> Callable[[Example], Any]:
