@@ -56,6 +56,13 @@ def names(candidates: tuple[Candidate, ...]) -> list[str]:
 
 
 class TestDominates:
+    def test_latencies_are_compared_by_the_paired_speedup(self) -> None:
+        """The machine slowed down between the two: absolute figures mislead, pairs do not."""
+        early = candidate("early", 0.9, 1.0, speedup=Measurement(4.0, 3.9, 4.1, 50, "x"))
+        late = candidate("late", 0.9, 1.2, speedup=Measurement(5.0, 4.9, 5.1, 50, "x"))
+        assert dominates(late, early)
+        assert not dominates(early, late)
+
     def test_better_in_one_and_equal_in_the_other(self) -> None:
         assert dominates(candidate("a", 0.9, 1.0), candidate("b", 0.9, 2.0))
         assert not dominates(candidate("b", 0.9, 2.0), candidate("a", 0.9, 1.0))

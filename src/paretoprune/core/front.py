@@ -40,12 +40,20 @@ def metric_key(name: str) -> str:
 def dominates(a: Candidate, b: Candidate, objectives: Sequence[str] = OBJECTIVES) -> bool:
     """Whether `a` is at least as good as `b` in every objective and better beyond the noise in one.
 
-    Beyond the noise: the intervals are disjoint. Raises UsageError if an objective is missing or only estimated.
+    Beyond the noise: the intervals are disjoint. Latencies are compared by the speed-ups over the original where both
+    have one: those were measured in pairs, so that a machine that slowed down in between does not count. Raises
+    UsageError if an objective is missing or only estimated.
     """
-    pairs = [(_need(a, key), _need(b, key), key in UPWARD) for key in map(metric_key, objectives)]
+    keys = [_paired(a, b, metric_key(name)) for name in objectives]
+    pairs = [(_need(a, key), _need(b, key), key in UPWARD) for key in keys]
     if any((x.value < y.value) if up else (x.value > y.value) for x, y, up in pairs):
         return False
     return any((x.low > y.high) if up else (x.high < y.low) for x, y, up in pairs)
+
+
+def _paired(a: Candidate, b: Candidate, key: str) -> str:
+    both = _measured(a, "speedup") and _measured(b, "speedup")
+    return "speedup" if key == "latency_ms" and both else key
 
 
 @dataclass(frozen=True)
