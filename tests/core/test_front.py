@@ -55,6 +55,14 @@ def names(candidates: tuple[Candidate, ...]) -> list[str]:
     return [c.name for c in candidates]
 
 
+def test_two_takes_join_to_the_steadier_value_and_an_interval_around_both() -> None:
+    noisy = Measurement(1.3, 1.0, 1.6, 40, "ms")
+    calm = Measurement(1.0, 0.99, 1.01, 60, "ms")
+    joined = noisy.joined(calm)
+    assert (joined.value, joined.low, joined.high, joined.runs) == (1.0, 0.99, 1.3, 100)
+    assert calm.joined(noisy) == joined
+
+
 class TestDominates:
     def test_latencies_are_compared_by_the_paired_speedup(self) -> None:
         """The machine slowed down between the two: absolute figures mislead, pairs do not."""

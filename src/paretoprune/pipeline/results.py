@@ -57,11 +57,17 @@ def _candidate(view: RunView, name: str, record: Mapping[str, Any]) -> Candidate
         plan=Plan.from_json(record["plan"]),
         precision=record["precision"],
         path=view.artefact(record["file"]),
-        measurements={k: Measurement.from_json(m) for k, m in record["measurements"].items()},
+        measurements=_figures(record["measurements"], (view.done("confirmation", "front") or {}).get(name, {})),
         provenance=view.done("network", network) or {},
         original=record["original"],
         loader=None if network == "original" else _loader(view, network),
     )
+
+
+def _figures(taken: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Measurement]:
+    """What was measured, joined with the second take where there is one."""
+    first = {key: Measurement.from_json(m) for key, m in taken.items()}
+    return {k: m.joined(Measurement.from_json(again[k])) if k in again else m for k, m in first.items()}
 
 
 def _loader(view: RunView, network: str) -> Callable[[], nn.Module]:

@@ -21,7 +21,7 @@ from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Target, Task
-from paretoprune.pipeline import candidates, choose, explore, results, space
+from paretoprune.pipeline import candidates, choose, confirm, explore, results, space
 from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
 from paretoprune.pipeline.preflight import check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
@@ -71,6 +71,7 @@ def run(study: Study) -> Front:
     chosen = study.once("chosen", "widths", lambda: [dict(w) for w in explore.explore(study, options)])
     steps = candidates.steps_within(study, len(chosen), started)
     candidates.carry_out_all(study, options, chosen, steps, started)
+    confirm.confirm(study)
     front = results.front_of(study.folder)
     if unmet := front.unmet():
         raise UnreachableLimitError(f"{unmet}; every measured network is kept in {study.folder.path}")
