@@ -19,7 +19,8 @@ LOOK_S = 0.2
 def free_threads() -> Iterator[int]:
     """Let torch use the cores that others leave free, at most as many as it was set to; put back afterwards.
 
-    Two threads that share one core wait for each other at every layer: 2.6 s a step instead of 0.8 s with one thread was seen (ResNet-20, batch 128, two busy cores).
+    Two threads that share one core wait for each other at every layer: 2.6 s a training step instead of 0.8 s with one
+    thread was seen (ResNet-20, batch 128, two busy cores).
     """
     before = torch.get_num_threads()
     threads = max(1, min(before, free_cores())) if before > 1 else before
