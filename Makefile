@@ -8,17 +8,21 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+ZOO_STAMP := .venv/.zoo
+ZOO ?= --peer
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv demo test slow lint bench clean
+.PHONY: help venv demo test slow random lint bench clean
 
 help:
 	@echo "make demo    the main job on scikit-learn's digits; writes runs/demo"
 	@echo "make test    the quick tests      make slow   the long ones"
+	@echo "make random  10,000 random networks, pruned at random, against their references"
 	@echo "make lint    ruff, mypy, the import contract"
 	@echo "make bench   where the time of a search goes"
+	@echo "make zoo     prune real networks and judge them, beside Torch-Pruning; hours (ZOO='--only own/*' takes a part)"
 	@echo "make clean   remove build products and caches (runs/ and .venv/ stay)"
 
 venv: $(STAMP)
@@ -39,6 +43,9 @@ test: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_FLAGS)
 
+random: $(STAMP)
+	PARETOPRUNE_RANDOM_NETWORKS=5000 $(BIN)/python -m pytest -n 2 --timeout 86400 tests/graph/test_random_networks.py tests/graph/test_random_sequences.py $(PYTEST_FLAGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +54,13 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/pipeline.py
+
+$(ZOO_STAMP): $(STAMP) benchmarks/zoo/requirements.txt
+	$(BIN)/python -m pip install --no-deps -r benchmarks/zoo/requirements.txt
+	@touch $@
+
+zoo: $(ZOO_STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python -m zoo $(ZOO)
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from paretoprune.core.measurement import Measurement as Measurement
     from paretoprune.core.plan import Plan as Plan
     from paretoprune.core.protocols import Task as Task
-    from paretoprune.graph import trace as trace
     from paretoprune.pipeline.files import load as load
     from paretoprune.pipeline.files import load_checkpoint as load_checkpoint
     from paretoprune.pipeline.files import save as save
+    from paretoprune.pipeline.opening import trace as trace
     from paretoprune.pipeline.prune import apply as apply
     from paretoprune.pipeline.prune import prune as prune
     from paretoprune.pipeline.pruned import Pruned as Pruned
@@ -50,7 +50,7 @@ _HOMES = {
     "read_front": "pipeline.results",
     "save": "pipeline.files",
     "search": "pipeline.search",
-    "trace": "graph",
+    "trace": "pipeline.opening",
 }
 """Where each public name lives; fetched when first used, so that importing the package costs nothing."""
 

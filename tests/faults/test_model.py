@@ -275,7 +275,7 @@ def test_34_own_zeros_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan({"a": (0, 3, 4)})
     graphs.check(graph, plan)
     right = surgery.kept_indices
-    monkeypatch.setattr(surgery, "slice_tensor", lambda t, k: surgery_swapped(t, k))
+    monkeypatch.setattr(surgery, "slice_tensor", lambda t, k, *_: surgery_swapped(t, k))
 
     def surgery_swapped(tensor: torch.Tensor, kept: Any) -> torch.Tensor:
         for dim, indices in enumerate(kept):

@@ -16,6 +16,10 @@ Role = Literal["out", "in", "each"]
 """How a parameter uses an axis: makes it (filters, their bias), sums over it, or only follows it (batch norm)."""
 
 
+INNER_KINDS = frozenset({"channel", "heads", "kv groups", "rnn hidden"})
+"""What `axes="inner"` prunes: nothing that the residual stream, an embedding or every head has to agree on."""
+
+
 @dataclass(frozen=True)
 class AxisMember:
     """One dimension of one parameter or buffer in which an axis stands.
@@ -42,8 +46,10 @@ class Axis:
     """An atomic run of positions, for instance the 64 filters of a convolution.
 
     `why` says in plain words why the axis is frozen; it is empty when `prunable`.
-    `kind` is "channel" (inner), "residual" (carried by a sum of branches), "within" (an inner factor of a product
-    whose outer factor is an axis too, e.g. the channels within a group) or "frozen".
+    `kind` says which axis of a product it is, or what carries it: "channel" (inner channels, hidden units), "heads",
+    "kv groups" (query heads that share keys and values), "query heads" (within such a group), "head size", "rotary
+    pairs", "rnn hidden", "experts", "residual" (carried by `x + f(x)`), "embedding" (its width), "within" (another
+    inner factor, e.g. the channels within a group) or "frozen".
     """
 
     id: str

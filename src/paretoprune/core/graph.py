@@ -20,6 +20,8 @@ class Example:
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    per_sample: tuple[int, ...] | None = field(default=None, compare=False)
+    """Per leaf: entries of its first dimension that belong to one sample, 0 where that is no batch; None: one each."""
 
     @classmethod
     def of(cls, example: Any) -> Example:

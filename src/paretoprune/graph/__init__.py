@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from paretoprune.graph.model import check_model
-from paretoprune.graph.rebuild import rebuild
+from paretoprune.graph.model import check_model, private_copy
+from paretoprune.graph.rebuild import Rebuilt, put_tensors, rebuild, rebuilt
+from paretoprune.graph.rebuild_compare import Difference, difference, figures, outputs_differ
+from paretoprune.graph.rebuild_edits import Edits, apply_edits
 from paretoprune.graph.reference import check, randomised
 from paretoprune.graph.serialize import dump, load
 from paretoprune.graph.surgery import Cut, cut, slice_tensor
@@ -11,14 +13,24 @@ from paretoprune.graph.traced import TracedGraph, tensors_of, trace
 
 __all__ = [
     "Cut",
+    "Difference",
+    "Edits",
+    "Rebuilt",
     "TracedGraph",
+    "apply_edits",
     "check",
     "check_model",
     "cut",
+    "difference",
     "dump",
+    "figures",
     "load",
+    "outputs_differ",
+    "private_copy",
+    "put_tensors",
     "randomised",
     "rebuild",
+    "rebuilt",
     "slice_tensor",
     "tensors_of",
     "trace",

@@ -110,6 +110,7 @@ class Axes:
         self._bound: dict[Atom, Expr] = {}
         self._frozen: dict[Atom, str] = {}
         self._deferred: list[tuple[Expr, Expr, str]] = []
+        self._resolved: dict[int, tuple[Expr, Expr]] = {}
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -117,6 +118,11 @@ class Axes:
         """`expr` over unbound atoms, in normal form. Bindings are compressed on the way; nothing recurses."""
         if isinstance(expr, Atom) and expr not in self._bound:
             return expr
+        if id(expr) not in self._resolved:
+            self._resolved[id(expr)] = expr, self._solve(expr)
+        return self._resolved[id(expr)][1]
+
+    def _solve(self, expr: Expr) -> Expr:
         solved: dict[int, Expr] = {}
         stack = [expr]
         while stack:
@@ -208,6 +214,7 @@ class Axes:
         if isinstance(expr, Atom) and atom.name and not expr.name:
             atom, expr = expr, atom
         self._bound[atom] = expr
+        self._resolved.clear()
         if atom in self._frozen:
             self.freeze(expr, self._frozen[atom])
         if isinstance(expr, Sum):

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import fx
 
 from paretoprune.core.axis import Axis, AxisMember, Role
-from paretoprune.graph.algebra import Atom, Expr, Product, atoms_of, factors_of, terms_of
+from paretoprune.graph.algebra import Atom, atoms_of
 from paretoprune.graph.inference import Inferred
+from paretoprune.graph.kinds import kinds_of
 from paretoprune.graph.positions import entries_of
 
-_ADDITIONS = {"aten.add.Tensor", "aten.sub.Tensor"}
+_TRIVIAL = ("its positions are a kernel's", "its positions are gates", "its positions are those of a patch")
 
 
 def axes_of(found: Inferred) -> tuple[dict[str, Atom], tuple[Axis, ...]]:
+    _freeze_counted(found)
     members: dict[Atom, list[AxisMember]] = {}
     roles = _roles(found)
     done: set[int] = set()
@@ -28,12 +31,12 @@ def axes_of(found: Inferred) -> tuple[dict[str, Atom], tuple[Axis, ...]]:
                 role = roles.get((id(found.params[name]), dim, atom), "each")
                 entries = entries_of(expr, atom) if not found.axes.frozen(atom) else np.zeros((0, 0), np.int64)
                 members.setdefault(atom, []).append(AxisMember(name, dim, role, entries))
-    residual, within = _residual(found), _within(found)
+    kinds = kinds_of(found)
     atoms: dict[str, Atom] = {}
     axes: list[Axis] = []
     for atom, places in members.items():
         why = found.axes.frozen(atom)
-        kind = "frozen" if why else "residual" if atom in residual else "within" if atom in within else "channel"
+        kind = "frozen" if why else kinds.get(atom, "channel")
         if why and _trivial(why):
             continue
         name = _axis_id(places, atoms)
@@ -42,9 +45,30 @@ def axes_of(found: Inferred) -> tuple[dict[str, Atom], tuple[Axis, ...]]:
     return atoms, tuple(axes)
 
 
+def _freeze_counted(found: Inferred) -> None:
+    """What stands only in integers and masks, or in a buffer that nothing reads, is no axis of any weight."""
+    weighed = {
+        atom
+        for node in found.dims
+        if node.op == "get_attr" and node.users and _floating(node)
+        for expr in found.resolved(str(node.target))
+        for atom in atoms_of(expr)
+    }
+    for name in found.params:
+        for expr in found.resolved(name):
+            for atom in atoms_of(expr):
+                if atom not in weighed:
+                    found.axes.freeze(atom, "no weight has it: it stands in positions and masks only")
+
+
+def _floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, torch.Tensor) or value.is_floating_point()
+
+
 def _trivial(why: str) -> bool:
-    """Kernel positions are no axis that anybody would look for."""
-    return why.startswith("its positions are a kernel's")
+    """Kernel positions, gates and the places of a patch are no axis that anybody would look for."""
+    return why.startswith(_TRIVIAL)
 
 
 def _axis_id(places: list[AxisMember], taken: Mapping[str, Atom]) -> str:
@@ -75,46 +99,3 @@ def _roles(found: Inferred) -> dict[tuple[int, int, Atom], Role]:
                     elif atom in summed:
                         roles.setdefault((id(found.params[name]), dim, atom), "in")
     return roles
-
-
-def _residual(found: Inferred) -> set[Atom]:
-    """Axes carried by both operands of a sum of two activations."""
-    active = _active(found)
-    result: set[Atom] = set()
-    for node, op in found.ops.items():
-        tensors = op.tensors()
-        if str(node.target) in _ADDITIONS and len(tensors) == 2 and all(t in active for t in tensors):
-            sides = [{a for e in op.dims_of(t) for a in atoms_of(op.resolve(e))} for t in tensors]
-            result |= sides[0] & sides[1]
-    return result
-
-
-def _active(found: Inferred) -> set[fx.Node]:
-    """Nodes that depend on an input."""
-    result: set[fx.Node] = set()
-    for node in found.dims:
-        if node.op == "placeholder" or any(n in result for n in node.all_input_nodes):
-            result.add(node)
-    return result
-
-
-def _within(found: Inferred) -> set[Atom]:
-    """Inner factors of a product whose outer factor can be pruned too."""
-    result: set[Atom] = set()
-    for name in found.params:
-        for expr in found.resolved(name):
-            for term in terms_of(expr):
-                if isinstance(term, Product):
-                    result |= _inner_atoms(found, factors_of(term))
-    return result
-
-
-def _inner_atoms(found: Inferred, factors: list[Expr]) -> set[Atom]:
-    outer_open = False
-    inner: set[Atom] = set()
-    for factor in factors:
-        atoms = set(atoms_of(factor))
-        if outer_open:
-            inner |= atoms
-        outer_open = outer_open or any(not found.axes.frozen(a) for a in atoms)
-    return inner

@@ -1,229 +1,231 @@
-"""From a user's network to an ATen graph: `torch.export` in eval mode on a copy, and what can go wrong there."""
+"""From a user's network to an ATen graph: `torch.export` in eval mode on a copy, in parts where it must be."""
 
 from __future__ import annotations
 
-import inspect
-import linecache
-import re
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from paretoprune.core.errors import CaptureError, DataError
+from paretoprune.core.errors import CaptureError
 from paretoprune.core.graph import Example
-from paretoprune.graph.functional import functional
+from paretoprune.graph.caches import without_cache
+from paretoprune.graph.explain import Problem, SizeError, definition, explain, first_line, user_line
+from paretoprune.graph.export import Export, export
+from paretoprune.graph.inputs import (
+    Marked,
+    extra_dims,
+    fresh,
+    grown,
+    in_order,
+    leaves_of,
+    marked,
+    names_of,
+    per_sample,
+    registered,
+    shapes_of,
+)
+from paretoprune.graph.locate import attempt, by_frames, caller_of, calls_of, children_of, smallest, variants
+from paretoprune.graph.opaque import Unit, notes_of
+from paretoprune.graph.predict import predict
 from paretoprune.graph.training import training_notes
 
-MIN_BATCH = 2
-
-_ASSERTIONS = frozenset(
-    {
-        "aten._assert_tensor_metadata.default",
-        "aten._assert_scalar.default",
-        "aten._assert_async.msg",
-        "aten.sym_constrain_range.default",
-        "aten.sym_constrain_range_for_size.default",
-    }
-)
-"""What the exporter found out about the original sizes, types and devices; none of it binds a pruned network."""
+MAX_NAMED = 6
+"""Submodules that a refusal names."""
 
 
 @dataclass(frozen=True)
 class Captured:
-    """`module` runs the graph; its parameters have the user's names."""
+    """`module` runs the graph; its parameters have the user's names. `example` has at least two samples."""
 
     module: fx.GraphModule
+    example: Example
     notes: tuple[str, ...]
-
-
-def batched(example: Example) -> Example:
-    """The example with at least two samples, so that nothing specialises on a batch of one."""
-
-    def grow(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return torch.cat([value] * MIN_BATCH) if value.shape[0] == 1 else value
-
-    args, kwargs = pytree.tree_map(grow, (example.args, dict(example.kwargs)))
-    return Example(args, kwargs)
 
 
 def capture(model: nn.Module, example: Example, dynamic: Any = None) -> Captured:
     """Export `model` (already a private copy) with dynamic batches. `dynamic`: input name -> dims, batch aside.
 
-    The captured graph must give what the network gives on the example. Raises CaptureError, DataError.
+    The captured graph must give what the network gives, at several batch sizes. A submodule that cannot be captured is
+    run as it is, if the rest can do without its insides. Raises CaptureError, DataError.
     """
-    example = batched(example)
-    extra = _extra_dims(example, dynamic)
-    expected, again = _run_once(model, example), _run_once(model, example)
-    exported = _export(model, example, _dynamic_shapes(model, example, extra))
-    module = exported.module()
-    graph = module.graph
-    for node in list(graph.nodes):
-        if (node.op == "call_module" and node.target == "_guards_fn") or str(node.target) in _ASSERTIONS:
-            graph.erase_node(node)
-    graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output", "get_attr") or _writes(n))
-    if _flat_signature(example, graph):
-        graph.set_codegen(fx.graph.CodeGen())
-    functional(graph)
-    graph.lint()
-    clean = fx.GraphModule(module, graph)
-    notes = training_notes(model, example, clean)
-    if not _equal(expected, again):
-        return Captured(clean, (*notes, f"{type(model).__name__} gives random outputs in eval mode"))
-    if not _equal(expected, run(clean, example)):
-        raise CaptureError(
-            f"the captured graph of {type(model).__name__} gives other values than the network: its forward "
-            "depends on what a graph does not show, for instance on state that it changes; make forward free of it"
-        )
-    return Captured(clean, notes)
+    example = in_order(model, example)
+    extra = extra_dims(example, dynamic)
+    with without_cache(model) as cached:
+        task, done, units = _captured(model, example, extra)
+        notes = [*task.notes, *done.notes, *notes_of(model, units), *_fixed(task.example, done.module)]
+        notes += training_notes(model, task.example, done.module)
+    if cached:
+        notes.append("the graph has no key-value cache (use_cache=False); the network's class keeps its own")
+    return Captured(done.module, replace(task.example, per_sample=per_sample(done.module)), tuple(notes))
 
 
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op != "call_function" or (schema is not None and schema.is_mutable)
-
-
-def _extra_dims(example: Example, dynamic: Any) -> dict[str, tuple[int, ...]]:
-    """The dims of `dynamic` as numbers from 0."""
-    tensors = dict(example.tensors())
-    extra: dict[str, tuple[int, ...]] = {}
-    for name, dims in (dynamic or {}).items():
-        if name not in tensors:
-            raise DataError(f"dynamic names '{name}', but the inputs are {sorted(tensors)}")
-        ndim = tensors[name].ndim
-        wrong = [d for d in dims if not -ndim <= d < ndim]
-        if wrong:
-            raise DataError(f"dynamic names dimension {wrong[0]} of '{name}', which has {ndim}")
-        extra[name] = tuple(d % ndim for d in dims)
-    return extra
-
-
-def run(module: fx.GraphModule, example: Example) -> Any:
-    """Call a captured graph on copies of the inputs, without gradients."""
-    given = fresh(example)
-    with torch.no_grad():
-        return module(*given.args, **given.kwargs)
-
-
-def fresh(example: Example) -> Example:
-    """Copies of the inputs: a network may write into what it is given."""
-    args, kwargs = pytree.tree_map(
-        lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else v, (example.args, dict(example.kwargs))
-    )
-    return Example(args, kwargs)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    left, right = ([v for v in pytree.tree_leaves(t) if isinstance(v, torch.Tensor)] for t in (a, b))
-    return len(left) == len(right) and all(
-        x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x, y, rtol=1e-3, atol=_slack(x), equal_nan=True)
-        for x, y in zip(left, right, strict=True)
-    )
-
-
-def _slack(values: torch.Tensor) -> float:
-    finite = values[torch.isfinite(values)] if values.is_floating_point() else values[:0]
-    return 1e-4 * float(finite.abs().max()) if finite.numel() else 0.0
-
-
-def _flat_signature(example: Example, graph: fx.Graph) -> bool:
-    """Can the graph be called with plain positional and keyword tensors, and does it give a plain tensor?"""
-    names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
-    plain = all(isinstance(v, torch.Tensor) for v in (*example.args, *example.kwargs.values()))
-    plain = plain and set(names[len(example.args) :]) == set(example.kwargs)
-    output = next(n for n in graph.nodes if n.op == "output")
-    info = getattr(graph._codegen, "pytree_info", None)
-    single = info is None or info.out_spec is None or info.out_spec.is_leaf()
-    if plain and single and isinstance(output.args[0], (tuple, list)):
-        output.args = (output.args[0][0],)
-    return plain and single
-
-
-def _run_once(model: nn.Module, example: Example) -> Any:
-    """A wrong example must fail as the user's own call would, not deep inside the exporter."""
-    given = fresh(example)
-    try:
-        with torch.no_grad():
-            return model(*given.args, **given.kwargs)
-    except Exception as error:
-        shapes = ", ".join(f"{n}: {tuple(t.shape)} {t.dtype}" for n, t in example.tensors())
-        raise CaptureError(
-            f"{type(model).__name__} cannot run on the example ({shapes}): {_first_line(error)}"
-            f"{_user_line(error)}; give an example of the shape and type that forward expects"
-        ) from error
-
-
-def _export(model: nn.Module, example: Example, shapes: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def _captured(
+    model: nn.Module, example: Example, extra: dict[int, frozenset[int]]
+) -> tuple[_Task, Export, dict[str, Unit]]:
+    """On the first larger example with which it succeeds."""
+    refusal: CaptureError | None = None
+    for larger in grown(example):
+        output, error = attempt(model, larger)
+        if error is not None:
+            refusal = refusal or _cannot_run(model, example, error)
+            continue
+        task = _Task(model, larger, marked(larger, extra), output, extra=extra)
+        task.notes = registered(output)
         try:
-            given = fresh(example)
-            return torch.export.export(model, given.args, dict(given.kwargs), dynamic_shapes=shapes, strict=False)
-        except Exception as error:
-            raise CaptureError(_explain(model, error)) from error
+            return task, *_in_parts(task)
+        except CaptureError as failure:
+            if not isinstance(failure.__cause__, SizeError):
+                raise
+            refusal = failure
+    raise refusal or CaptureError("the example is empty")
 
 
-def _dynamic_shapes(model: nn.Module, example: Example, extra: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """By the names of forward's parameters: dimension 0 of every tensor, and the dims of `extra`."""
-    names = {id(tensor): name for name, tensor in example.tensors()}
-
-    def leaf(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return None
-        return dict.fromkeys((0, *extra.get(names[id(value)], ())), torch.export.Dim.DYNAMIC)
-
-    bound = inspect.signature(model.forward).bind(*example.args, **example.kwargs)
-    return {name: pytree.tree_map(leaf, value) for name, value in bound.arguments.items()}
+def _cannot_run(model: nn.Module, example: Example, error: Exception) -> CaptureError:
+    """A wrong example must fail as the user's own call would, not deep inside the exporter."""
+    shapes = ", ".join(f"{n}: {tuple(t.shape)} {t.dtype}" for n, t in example.tensors())
+    refusal = CaptureError(
+        f"{type(model).__name__} cannot run on the example ({shapes}): {first_line(error)}"
+        f"{user_line(error)}; give an example of the shape and type that forward expects"
+    )
+    refusal.__cause__ = error
+    return refusal
 
 
-def _explain(model: nn.Module, error: BaseException) -> str:
-    text = str(error)
-    name = type(model).__name__
-    where = _user_line(error)
-    if "Could not guard on data-dependent expression" in text or "data-dependent" in text:
-        return (
-            f"{name} cannot be captured: a branch depends on the data{where}; "
-            "replace the branch by torch.where, or give pp.trace the submodules that do not branch"
-        )
-    if re.search(r"specialized|Constraints violated|marked .* as dynamic", text):
-        return (
-            f"{name} cannot be captured with any batch size: its forward fixes a size that must stay dynamic "
-            f"({_specialised(text)}){where}; use x.shape[0] or -1 instead of a number"
-        )
-    return f"{name} cannot be captured: {_first_line(error)}{where}"
+def _fixed(example: Example, module: fx.GraphModule) -> list[str]:
+    """Sentences on inputs whose first size, or whose value, the graph fixes."""
+    notes = []
+    for name, value, shape in zip(names_of(example), leaves_of(example), shapes_of(module), strict=True):
+        if isinstance(value, torch.Tensor):
+            if shape and isinstance(shape[0], int):
+                notes.append(f"'{name}' has no batch: its first dimension stays {shape[0]}")
+        elif value is not None:
+            notes.append(f"the graph holds for {name}={value!r} only")
+    return notes
 
 
-def _specialised(text: str) -> str:
-    for line in text.splitlines():
-        if "specialized" in line or "constant" in line:
-            return line.strip(" -")[:200]
-    return text.strip().splitlines()[0][:200]
+# -- a network in parts ----------------------------------------------------------------------------------------------
 
 
-def _user_line(error: BaseException) -> str:
-    """A suffix ", at file:line: code" for the innermost frame that is not in torch or in this package."""
-    text = str(error)
-    found = re.findall(r'File "([^"]+)", line (\d+), in (\w+)\n\s+(.+)', text)
-    frames = [(f, int(n), code) for f, n, _, code in found]
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        frames.append((code.co_filename, trace.tb_lineno, ""))
-        trace = trace.tb_next
-    user = [f for f in frames if "/torch/" not in f[0] and "/paretoprune/" not in f[0] and not f[0].startswith("<")]
-    if not user:
-        return ""
-    file, line, source = user[-1]
-    if not source:
-        source = linecache.getline(file, line).strip()
-    return f", at {file}:{line}: {source}"
+@dataclass
+class _Task:
+    """A module to capture. `part`: it is a submodule, whose dynamic sizes are all known to be so."""
+
+    model: nn.Module
+    example: Example
+    dims: Marked
+    expected: Any
+    part: bool = False
+    extra: dict[int, frozenset[int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def sizes(self) -> tuple[list[Example], Any]:
+        return variants(self.model, self.example, self.extra)
+
+    def export(self, units: dict[str, Unit]) -> Export:
+        return export(self.model, self.example, self.dims, self.expected, units, self.extra, part=self.part)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:240]}" if lines else type(error).__name__
+def _in_parts(task: _Task) -> tuple[Export, dict[str, Unit]]:
+    """Capture with ever more submodules that run as they are, until it succeeds. Raises CaptureError."""
+    units: dict[str, Unit] = {}
+    first: Exception | None = None
+    while True:
+        try:
+            return task.export(units), units
+        except Exception as error:  # noqa: BLE001 - the exporter raises anything
+            first = first or error
+            unit = _next_unit(task, error, units)
+            if unit is None:
+                raise CaptureError(_refusal(task, first)) from first
+        units = {p: u for p, u in units.items() if not p.startswith(f"{unit.path}.")} | {unit.path: unit}
+
+
+def _next_unit(task: _Task, error: Exception, units: dict[str, Unit]) -> Unit | None:
+    """The submodule at fault, or the nearest one around it whose outputs can be foreseen; None if there is none."""
+    examples, _ = task.sizes
+    if len(examples) == 1:
+        return None
+    path = by_frames(task.model, error)
+    if path is None:
+        path = smallest(task.model, "", lambda p: _fails(task, p, units))
+    problem = explain(error)
+    while path:
+        inside = any(path == u or path.startswith(f"{u}.") for u in units)
+        calls = None if inside else predict(calls_of(task.model, path, examples))
+        if calls is not None:
+            return Unit(path, f"{problem.why}{problem.where or definition(task.model.get_submodule(path))}", calls)
+        path = caller_of(task.model, path)
+    return None
+
+
+def _fails(task: _Task, path: str, units: dict[str, Unit]) -> bool:
+    """Can the submodule not be captured alone, on what it is given in the network?"""
+    if path in units:
+        return False
+    inner = {p.removeprefix(f"{path}."): u for p, u in units.items() if p.startswith(f"{path}.")}
+    part = _part(task, path)
+    if part is None:
+        return False
+    try:
+        part.export({p: replace(u, path=p) for p, u in inner.items()})
+    except Exception:  # noqa: BLE001 - the exporter raises anything; that it raises is what is asked
+        return True
+    return False
+
+
+def _part(task: _Task, path: str) -> _Task | None:
+    """The first call of a submodule as a task of its own; None where it is not called, or not with plain tensors."""
+    examples, _ = task.sizes
+    runs = calls_of(task.model, path, examples)
+    if not runs[0] or predict(runs) is None:
+        return None
+    calls = [calls[0] for calls in runs]
+    columns = zip(*(pytree.tree_leaves((c.args, c.kwargs)) for c in calls), strict=True)
+    dims = tuple(frozenset(_moving(column)) for column in columns)
+    module = task.model.get_submodule(path)
+    return _Task(module, Example(calls[0].args, calls[0].kwargs), dims, calls[0].output, part=True)
+
+
+def _moving(values: tuple[Any, ...]) -> list[int]:
+    if not isinstance(values[0], torch.Tensor):
+        return []
+    return [d for d in range(values[0].ndim) if len({v.shape[d] for v in values}) > 1]
+
+
+def _refusal(task: _Task, error: Exception) -> str:
+    problem = explain(error)
+    _, raised = task.sizes
+    if isinstance(error, SizeError) and raised is not None:
+        problem = Problem(problem.why, problem.remedy, problem.where or user_line(raised))
+    text = problem.of(type(task.model).__name__)
+    works = _that_work(task, "") if raised is None else []
+    return f"{text}. These parts can be captured by themselves: {', '.join(works)}" if works else text
+
+
+def _that_work(task: _Task, path: str) -> list[str]:
+    """The largest submodules that were captured by themselves, with the shapes that they were given."""
+    found: list[str] = []
+    for child in children_of(task.model, path):
+        part = _part(task, child) if len(found) < MAX_NAMED and list(_parameters(task.model, child)) else None
+        if part is None:
+            continue
+        try:
+            part.export({})
+        except Exception:  # noqa: BLE001 - as above
+            found += _that_work(task, child)
+        else:
+            shapes = ", ".join(str(tuple(t.shape)) for _, t in part.example.tensors())
+            found.append(f"'{child}' on {shapes}")
+    return found[:MAX_NAMED]
+
+
+def _parameters(model: nn.Module, path: str) -> list[nn.Parameter]:
+    return list(model.get_submodule(path).parameters())
+
+
+__all__ = ["Captured", "capture", "fresh"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from paretoprune.graph.algebra import UNIT, Atom, Axes, Expr, Sum, atoms_of, factors_of
-from paretoprune.graph.op import DeadView, Op, Rule, State, bind
+from paretoprune.graph.op import DeadView, Op, Rule, State, bind, keep_dead
+from paretoprune.graph.opaque import leaf
 from paretoprune.graph.positions import repeated_atoms
 from paretoprune.graph.rules import RULES
 from paretoprune.graph.sizes import Sizes
@@ -51,6 +52,7 @@ def infer(module: fx.GraphModule, frozen: Mapping[str, str], run: int = 0) -> In
     state.axes.settle()
     found = state.found
     _freeze_unwieldy(found)
+    _freeze_idle(module, found)
     _freeze_unsound(found)
     return found
 
@@ -98,7 +100,8 @@ class _Inference:
         read = _nodes((node.args, node.kwargs))
         of_input = "sym_size" in str(node.target) and all(n.op == "placeholder" for n in read)
         if node.op != "placeholder" and not of_input:
-            self._freeze_all(read, f"{where(node)} reads it as a number")
+            why = _opaque(node) if "opaque" in node.meta else f"{where(node)} reads it as a number"
+            self._freeze_all(read, why)
 
     def _parameter(self, node: fx.Node, name: str, tensor: torch.Tensor) -> None:
         self.shapes[node] = tuple(tensor.shape)
@@ -110,7 +113,8 @@ class _Inference:
                 UNIT if size == 1 else Atom(size, f"{twin}:{i}") for i, size in enumerate(tensor.shape)
             )
         params[name] = self.dims[node] = params[twin]
-        why = "it is complex" if tensor.is_complex() else self.frozen.get(name, "")
+        complex_weight = tensor.is_complex() and isinstance(tensor, torch.nn.Parameter)
+        why = "it is complex" if complex_weight else self.frozen.get(name, "")
         if why or 0 in tensor.shape:
             self._freeze_all([node], why or "it is empty")
 
@@ -126,7 +130,8 @@ class _Inference:
             op = Op(node, args, self.axes, self.shapes, self.dims, self.sizes.samples, where(node))
             why = self._run(rule, op)
         if why:
-            self.found.notes.append(f"{why}: what it touches stays as it is")
+            if "opaque" not in node.meta:
+                self.found.notes.append(f"{why}: what it touches stays as it is")
             self._freeze_all(_nodes((node.args, node.kwargs)), why)
             self.dims[node] = self._all_closed(self.shapes[node], why)
 
@@ -145,18 +150,21 @@ class _Inference:
 
     def _refusal(self, node: fx.Node, rule: Rule | None, args: dict[str, Any]) -> str:
         """Why a rule is not even tried."""
+        if rule is None and "opaque" in node.meta:
+            return _opaque(node)
         if rule is None:
             return f"{where(node)} has no rule ({node.target})"
         operands = [v for v in _nodes(tuple(args.values())) if isinstance(v.meta.get("val"), torch.Tensor)]
         if any(v not in self.dims for v in operands):
             return f"{where(node)} has no rule for such operands"
         shapes = [self.shapes[v] for v in operands if v in self.shapes]
-        if _empty(self.shapes[node]) or any(_empty(s) and s != (0,) for s in shapes):
+        empty = _empty(self.shapes[node]) or any(_empty(s) and s != (0,) for s in shapes)
+        if empty and not rule.empty:
             return f"{where(node)} works on an empty tensor"
         return ""
 
     def _rule(self, node: fx.Node) -> tuple[Rule | None, dict[str, Any]]:
-        if node.target is operator.getitem and node.args[0] in self.dims:
+        if node.target in (operator.getitem, leaf) and node.args[0] in self.dims:
             return _GETITEM, {"self": node.args[0]}
         rule = RULES.get(str(node.target)) if node.op == "call_function" else None
         return rule, (bind(node) if rule is not None else {})
@@ -170,6 +178,10 @@ class _Inference:
         for node in nodes:
             for expr in self.found.flat(node):
                 self.axes.freeze(expr, why)
+
+
+def _opaque(node: fx.Node) -> str:
+    return f"'{node.target}' cannot be captured ({node.meta['opaque']})"
 
 
 def _nodes(tree: Any) -> list[fx.Node]:
@@ -213,6 +225,22 @@ def _freeze_unwieldy(found: Inferred) -> None:
                     found.axes.freeze(factor, "it is joined to a dynamic size")
 
 
+def _freeze_idle(module: fx.GraphModule, found: Inferred) -> None:
+    """An axis of buffers that nothing reads or that only list numbers (positions, masks) holds nothing to prune."""
+    groups: dict[int, list[fx.Node]] = {}
+    for node in found.dims:
+        if node.op == "get_attr":
+            groups.setdefault(id(found.dims[node]), []).append(node)
+    idle: dict[Atom, bool] = {}
+    for nodes in groups.values():
+        tensor = _attribute(module, str(nodes[0].target))
+        weighs = any(n.users for n in nodes) and (tensor.is_floating_point() or tensor.is_complex())
+        for atom in (a for e in found.resolved(str(nodes[0].target)) for a in atoms_of(e)):
+            idle[atom] = idle.get(atom, True) and not weighs
+    for atom in (a for a, nothing in idle.items() if nothing):
+        found.axes.freeze(atom, "only numbers of positions, or buffers that nothing reads, have it")
+
+
 def _freeze_unsound(found: Inferred) -> None:
     """The dead-value pass (DESIGN §1.2): freeze every atom whose removed positions would be seen."""
     atoms = {n: frozenset(a for e in found.flat(n) for a in atoms_of(found.axes.resolve(e))) for n in found.dims}
@@ -221,19 +249,26 @@ def _freeze_unsound(found: Inferred) -> None:
         operands = found.ops[node].tensors() if node in found.ops else []
         for atom in atoms[node].union(*(atoms[t] for t in operands)):
             touching.setdefault(atom, []).append(node)
+    known: _AtomsOf = {}
     live = {a for name in found.params for e in found.resolved(name) for a in atoms_of(e) if not found.axes.frozen(a)}
     for atom in live:
-        why = _refusal(found, atom, touching[atom])
+        why = _refusal(found, atom, touching[atom], known)
         if why:
             found.axes.freeze(atom, why)
 
 
-def _refusal(found: Inferred, atom: Atom, nodes: list[fx.Node]) -> str:
+_AtomsOf = dict[int, tuple[Expr, frozenset[Atom]]]
+"""By the id of an expression, which is held so that no other one takes its place."""
+
+
+def _refusal(found: Inferred, atom: Atom, nodes: list[fx.Node], known: _AtomsOf) -> str:
     """Follow what stands at removed positions of `atom` through the nodes that it touches."""
     states: dict[fx.Node, State] = {}
 
     def contains(expr: Expr) -> bool:
-        return any(a is atom for a in atoms_of(found.axes.resolve(expr)))
+        if id(expr) not in known:
+            known[id(expr)] = expr, frozenset(atoms_of(found.axes.resolve(expr)))
+        return atom in known[id(expr)][1]
 
     for node in nodes:
         if node.op == "get_attr":
@@ -243,4 +278,26 @@ def _refusal(found: Inferred, atom: Atom, nodes: list[fx.Node]) -> str:
             states[node] = found.rules[node].dead(view)
             if view.refusal:
                 return view.refusal
+            met = states[node] == State.ZERO and _meets_itself(found, atom, node, contains)
+            if met and not _copies_square(found, atom, node, contains):
+                states[node] = State.UNKNOWN  # zero where one of the two is removed says nothing of the other
     return ""
+
+
+def _copies_square(found: Inferred, atom: Atom, node: fx.Node, contains: Callable[[Expr], bool]) -> bool:
+    """Does an operator lay out entries of tensors, such as a transposed recurrent weight, that were so already?
+
+    Those are zero where either of the two is removed, and no layout changes that.
+    """
+    held = [t for t in found.ops[node].tensors() if any(contains(e) for e in found.flat(t))]
+    return found.rules[node].dead is keep_dead and all(_meets_itself(found, atom, t, contains) for t in held)
+
+
+def _meets_itself(found: Inferred, atom: Atom, node: fx.Node, contains: Callable[[Expr], bool]) -> bool:
+    """Does the atom stand in two dims, or twice along one product, of an output?"""
+    dims = found.dims[node]
+    for output in dims if isinstance(dims, list) else [dims]:
+        holding = [e for e in output if contains(e)]
+        if len(holding) > 1 or any(atom in repeated_atoms(found.axes.resolve(e)) for e in holding):
+            return True
+    return False

@@ -16,6 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from paretoprune.core.errors import CaptureError, DataError, ModelError
 from paretoprune.core.graph import Example
+from paretoprune.graph.shared import sharing
 
 _HOOKS = (
     "_forward_hooks",
@@ -32,6 +33,9 @@ def check_model(model: nn.Module) -> None:
     """Refuse NaN or infinite weights, several devices, no parameters: before any work."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model is a {type(model).__name__}; give a torch.nn.Module (an instance, not its class)")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the network is TorchScript, which has no Python code: give the module that it was made from")
+    _check_modules(model)
     if loop := _loop(model):
         raise ModelError(f"module '{loop}' contains itself: keep such a reference in a list or a plain function")
     devices: dict[str, str] = {}
@@ -45,9 +49,40 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(f"{type(model).__name__} has no parameters: nothing to prune")
 
 
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "torchao.")
+_SHARDED = ("FullyShardedDataParallel", "DTensor")
+_GATHER = "is sharded over processes: gather its state dict and load it into a plain network"
+
+
+def _check_modules(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(_QUANTIZED):
+            kind = type(module).__name__
+            raise ModelError(f"'{name}' ({kind}) is already quantized: give the float network, it is quantized here")
+        if type(module).__name__ in _SHARDED:
+            raise ModelError(f"'{name or type(model).__name__}' {_GATHER}")
+
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network inside `torch.compile` and data-parallel wrappers, and a sentence on each that was taken off."""
+    notes: list[str] = []
+    while isinstance(model, nn.Module) and (inner := _WRAPPERS.get(type(model).__name__)) in model._modules:
+        notes.append(f"the {type(model).__name__} around the network was taken off: wrap the result again")
+        model = model.get_submodule(inner)
+    return model, tuple(notes)
+
+
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+"""Class -> where the network is in it."""
+
+
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         raise ModelError(f"'{name}' has no shape yet (a lazy module): run the network once, then give it")
+    if type(tensor).__name__ in _SHARDED:
+        raise ModelError(f"'{name}' {_GATHER}")
+    if type(tensor).__module__.startswith(_QUANTIZED):
+        raise ModelError(f"'{name}' is already quantized: give the float network, quantization is done here")
     if tensor.is_meta:
         raise ModelError(f"'{name}' is on the meta device, without values: load the weights first")
     if tensor.layout != torch.strided:
@@ -56,10 +91,24 @@ def _check_tensor(name: str, tensor: torch.Tensor) -> None:
         raise ModelError(f"'{name}' is already quantized: give the float network, quantization is done here")
     if not tensor.is_floating_point() and not tensor.is_complex():
         return
-    if not torch.isfinite(tensor).all():
+    if not _finite(tensor.detach()) and not _is_mask(tensor):
         kind = "NaN" if torch.isnan(tensor).any() else "infinite"
         bad = int((~torch.isfinite(tensor)).sum())
         raise ModelError(f"'{name}' holds {bad} {kind} value(s) of {tensor.numel()}: load a sound checkpoint")
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    """An additive attention mask: a buffer of finite values and of minus infinity."""
+    if isinstance(tensor, nn.Parameter) or tensor.is_complex():
+        return False
+    return bool((torch.isfinite(tensor) | torch.isneginf(tensor)).all())
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """By its least and largest value, which takes no memory, for the types that have them."""
+    if not tensor.is_complex() and tensor.dtype.itemsize > 1 and tensor.numel():
+        return all(bool(torch.isfinite(v)) for v in torch.aminmax(tensor))
+    return bool(torch.isfinite(tensor).all())
 
 
 def _loop(model: nn.Module) -> str:
@@ -92,20 +141,21 @@ def check_example(model: nn.Module, example: Example) -> None:
             raise ModelError(
                 f"{key} is on {tensor.device} and parameter '{name}' on {parameter.device}: move one with .to(device)"
             )
-        if tensor.ndim == 0:
-            raise DataError(f"{key} has no dimensions: every input needs a batch dimension first")
+        if not any(t.ndim for _, t in given):
+            raise DataError(f"{key} has no dimensions: at least one input needs a batch dimension first")
         if 0 in tensor.shape:
             raise DataError(f"{key} is empty (shape {tuple(tensor.shape)}): give at least one sample")
 
 
 def private_copy(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """A deep copy in eval mode, and sentences on what was left out of it.
+    """A copy in eval mode whose parameters share the caller's memory, and sentences on what was left out of it.
 
-    Without hooks; weight norms, spectral norms and other reparametrisations are folded into plain weights; parameters
-    that view the same memory in the same way are one.
+    Nothing may write into these parameters; buffers are its own. Without hooks; weight norms, spectral norms and other
+    reparametrisations are folded into plain weights; parameters that view the same memory in the same way are one.
     """
+    memo = sharing(model, shared_storage(model)) | _reparametrised_by_hooks(model)
     try:
-        clone = copy.deepcopy(model, _reparametrised_by_hooks(model))
+        clone = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError, NotImplementedError, AttributeError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0][:200]
         raise CaptureError(
@@ -123,6 +173,8 @@ def private_copy(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
             notes.append(f"'{label}' has hooks: they are not part of the captured graph and are not called")
         for hooks in _HOOKS:
             getattr(module, hooks, {}).clear()
+        # A transformers model installs hooks of its own at its first call and remembers that: here they are gone.
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
     return clone, tuple(notes)
 
 
@@ -139,6 +191,8 @@ def _reparametrised_by_hooks(model: nn.Module) -> dict[int, Any]:
 
 def _fold(module: nn.Module) -> bool:
     """Replace reparametrised weights by their values."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
     folded = False
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, (WeightNorm, SpectralNorm)):

@@ -16,6 +16,8 @@ from paretoprune.core.errors import PlanError
 from paretoprune.graph.algebra import UNIT, Atom, Axes, Expr, atoms_of, factors_of
 
 Dims = tuple[Expr, ...]
+WHOLE = "whole"
+"""Memo of an operator whose statistics run over removed positions too, so that `masked` is not asked."""
 
 
 class State(IntEnum):
@@ -163,7 +165,8 @@ class Resize:
         schema = self.node.target._schema.arguments  # type: ignore[union-attr]
         positional = tuple(args[a.name] for a in schema if not a.kwarg_only)
         self.node.args = positional
-        self.node.kwargs = {a.name: args[a.name] for a in schema if a.kwarg_only and a.name in self.node.kwargs}
+        named = {*self.node.kwargs, *new}
+        self.node.kwargs = {a.name: args[a.name] for a in schema if a.kwarg_only and a.name in named}
 
     def sizes(self, old: Sequence[Any], exprs: Sequence[Expr], *, inferred: bool = False) -> list[Any]:
         """A list of size arguments rewritten for the new widths of `exprs`; -1 and unchanged entries stay.
@@ -208,7 +211,8 @@ class Rule:
     `infer` relates the dims of operands and outputs. `dead` says what stands at removed positions. `resize` rewrites
     size arguments. `macs` lists products of dims that are multiplied and accumulated. `layer` describes a contraction
     with a parameter and `rows` unrolls its input into a matrix. `masked` computes a normalisation whose statistics are
-    taken over kept positions. `mode` is the index of an argument that is True in training alone.
+    taken over kept positions. `mode` is the index of an argument that is True in training alone. `empty`: a dim of
+    size 0 among operands or outputs is nothing out of the ordinary.
     """
 
     infer: Infer
@@ -217,8 +221,9 @@ class Rule:
     macs: Callable[[Op], list[MacTerm]] | None = None
     layer: Callable[[Op], Any] | None = None
     rows: Callable[[Op, torch.Tensor], torch.Tensor] | None = None
-    masked: Callable[..., torch.Tensor] | None = None
+    masked: Callable[..., Any] | None = None
     mode: int | None = None
+    empty: bool = False
 
 
 def bind(node: fx.Node) -> dict[str, Any]:

@@ -5,10 +5,11 @@ Normalisations take their statistics over kept positions. A pruned network that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from math import prod, sqrt
-from typing import Any, Literal
+from itertools import repeat
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from paretoprune.core.errors import SurgeryError
 from paretoprune.core.graph import Example
 from paretoprune.core.plan import Plan
 from paretoprune.graph.algebra import Expr, atoms_of, factors_of
-from paretoprune.graph.op import bind
+from paretoprune.graph.op import WHOLE, bind
+from paretoprune.graph.opaque import carried
 from paretoprune.graph.positions import kept_indices
 from paretoprune.graph.program import placeholders
 from paretoprune.graph.surgery import cut
 from paretoprune.graph.traced import TracedGraph, tensors_of
+from paretoprune.graph.values import Side, Values, Weights
 
 TOLERANCE = 1e-8
 """Largest allowed difference over the outputs' scale, in double precision."""
@@ -34,11 +37,16 @@ COARSE_TOLERANCE = 1e-4
 def randomised(example: Example, seed: int, batch: int) -> Example:
     """Inputs of the example's kinds with other values: normal around its mean, integers within its range."""
     generator = torch.Generator().manual_seed(seed)
+    leaves = pytree.tree_leaves((example.args, dict(example.kwargs)))
+    fixed = any(_offsets(v, leaves) for v in leaves)
+    entries = iter(repeat(1) if example.per_sample is None else example.per_sample)
 
     def draw(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
+        per_sample = next(entries)
+        if not isinstance(value, torch.Tensor) or _offsets(value, leaves):
             return value
-        shape = (batch, *value.shape[1:])
+        whole = fixed or not value.ndim or not per_sample
+        shape = value.shape if whole else (batch * per_sample, *value.shape[1:])
         if value.is_floating_point():
             spread = value.double().std(unbiased=False) if value.numel() > 1 else torch.tensor(1.0)
             scale = float(spread) or 1.0
@@ -53,6 +61,18 @@ def randomised(example: Example, seed: int, batch: int) -> Example:
     return Example(args, kwargs)
 
 
+def _offsets(value: Any, leaves: list[Any]) -> bool:
+    """Where the samples of another list begin: such an input is no free choice, and fixes how long the others are."""
+    if not _list(value) or value[0] != 0 or bool((value.diff() < 0).any()):
+        return False
+    return any(_list(v) and len(v) != len(value) and 0 < int(value[-1]) <= len(v) for v in leaves)
+
+
+def _list(value: Any) -> bool:
+    integer = isinstance(value, torch.Tensor) and value.dtype in (torch.int32, torch.int64)
+    return integer and value.ndim == 1 and len(value) > 1
+
+
 def check(graph: TracedGraph, plan: Plan) -> None:
     """Cut a double-precision copy and compare it with the reference on randomised inputs.
 
@@ -64,7 +84,7 @@ def check(graph: TracedGraph, plan: Plan) -> None:
     for weights in ("own", "random", "positive"):
         if weights == "positive" and varies:
             return
-        verdict = _compare(graph, plan, weights)
+        verdict = _compare(graph, plan, weights, vary=not varies)
         varies = varies or verdict.varies
         if not verdict.agrees:
             raise SurgeryError(
@@ -84,13 +104,9 @@ def _culprits(graph: TracedGraph, plan: Plan) -> str:
     alone = [
         name
         for name, kept in plan.kept.items()
-        if not all(_compare(graph, Plan({name: kept}), weights).agrees for weights in ("own", "random"))
+        if not all(_compare(graph, Plan({name: kept}), weights, vary=False).agrees for weights in ("own", "random"))
     ]
     return ", ".join(f"'{name}'" for name in alone or plan.kept)
-
-
-Weights = Literal["own", "random", "positive"]
-"""`positive` weights keep every rectifier of a narrow network alive."""
 
 
 @dataclass(frozen=True)
@@ -108,36 +124,57 @@ class Verdict:
         return not self.judged or self.error <= self.tolerance
 
 
-def _compare(graph: TracedGraph, plan: Plan, weights: Weights) -> Verdict:
-    """In double precision; in the network's own where its graph insists on that."""
-    try:
-        return _compare_in(graph, plan, torch.float64, weights)
-    except RuntimeError as error:
-        if "dtype" not in str(error) and "type" not in str(error):
-            raise
-        return _compare_in(graph, plan, None, weights)
+def _compare(graph: TracedGraph, plan: Plan, weights: Weights, *, vary: bool) -> Verdict:
+    """In double precision; in the network's own where its graph insists on that. `vary`: ask whether outputs vary."""
+    with suppress(_TypeInsisted):
+        return _compare_in(graph, plan, torch.float64, weights, vary)
+    return _compare_in(graph, plan, None, weights, vary)
 
 
-def _compare_in(graph: TracedGraph, plan: Plan, dtype: torch.dtype | None, weights: Weights) -> Verdict:
-    tensors = _tensors(graph, dtype, weights)
-    pruned = cut(graph, plan, tensors)
-    reference = _Reference(graph, plan, tensors, dtype)
-    other = _Retyped(pruned.program.module, dtype)
+class _TypeInsisted(Exception):
+    """An operator does not take double precision beside what the graph fixes."""
+
+
+def _compare_in(graph: TracedGraph, plan: Plan, dtype: torch.dtype | None, weights: Weights, vary: bool) -> Verdict:
+    pruned = cut(graph, plan, _shapes(graph))
+    values = Values(graph, dtype, weights)
+    reference = _Reference(graph, plan, Side(graph, plan, values), dtype)
+    other = _Retyped(pruned.program.module, Side(graph, plan, values, pruned.kept), dtype)
 
     def outputs(interpreter: _Retyped, seed: int, batch: int) -> list[torch.Tensor]:
         inputs = _cast(randomised(graph.example, seed, batch), dtype)
-        return _flat(interpreter.run(*placeholders(interpreter.graph_module, inputs)))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(
+                    seed
+                )  # what is drawn in eval mode is frozen, so that both sides draw the same
+                return _flat(interpreter.run(*placeholders(interpreter.graph_module, inputs)))
+        except RuntimeError as error:
+            if dtype is not None and "type" in str(error):
+                raise _TypeInsisted from None
+            raise
 
     with torch.no_grad():
         runs = [[outputs(i, seed, batch) for i in (reference, other)] for seed, batch in ((0, 2), (1, 3))]
-        again = outputs(reference, 2, 2)
+        again = outputs(reference, 2, 2) if vary else []
     expected = [r for ref, _ in runs for r in ref]
     scale = max((float(r.nan_to_num(0, 0, 0).abs().max()) for r in expected if r.numel()), default=0.0)
     error = max((_distance(r, g) for ref, got in runs for r, g in zip(ref, got, strict=True)), default=0.0)
-    spread = max((_distance(a, b) for a, b in zip(runs[0][0], again, strict=True)), default=0.0)
+    spread = max((_distance(a, b) for a, b in zip(runs[0][0], again, strict=True)), default=0.0) if vary else 0.0
     tolerance = TOLERANCE if dtype == torch.float64 else _COARSE.get(_coarsest(graph), COARSE_TOLERANCE)
     finite = all(bool(torch.isfinite(r).all()) for r in expected)
     return Verdict(error / scale if scale else error, tolerance, spread > 1e-6 * scale, finite or weights == "own")
+
+
+def _shapes(graph: TracedGraph) -> dict[str, torch.Tensor]:
+    """The network's tensors without values; tensors that were one object stay one."""
+    done: dict[int, torch.Tensor] = {}
+    return {n: done.setdefault(id(t), _without_values(t)) for n, t in tensors_of(graph.captured).items()}
+
+
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 _COARSE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -157,45 +194,47 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(apart.max()) if a.numel() else 0.0
 
 
-def _tensors(graph: TracedGraph, dtype: torch.dtype | None, weights: Weights) -> dict[str, torch.Tensor]:
-    """Copies of parameters and buffers; tensors that were one object stay one."""
-    generator = torch.Generator().manual_seed(0)
-    done: dict[int, torch.Tensor] = {}
-    result: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors_of(graph.captured).items():
-        if id(tensor) not in done:
-            data = tensor.detach().to("cpu").clone()
-            if data.is_floating_point():
-                data = data if dtype is None else data.to(dtype)
-                data = data if weights == "own" else _drawn(data, generator, positive=weights == "positive")
-            done[id(tensor)] = nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-        result[name] = done[id(tensor)]
-    return result
+@dataclass(frozen=True)
+class _Unmade:
+    """A parameter or buffer that no operator has read yet."""
 
-
-def _drawn(like: torch.Tensor, generator: torch.Generator, *, positive: bool) -> torch.Tensor:
-    """Random values: vectors around one (variances are among them), matrices with columns of length one."""
-    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-    if like.ndim < 2:
-        return (noise.abs() + 0.5).to(like.dtype)
-    noise = noise.abs() if positive else noise
-    return (noise / sqrt(max(like[0].numel(), 1))).to(like.dtype)
+    name: str
 
 
 class _Retyped(fx.Interpreter):
-    """Runs a graph with every floating type that it names replaced by `dtype`."""
+    """Runs a graph over the tensors of `side`, every floating type that the graph names replaced by `dtype`.
 
-    def __init__(self, module: fx.GraphModule, dtype: torch.dtype | None):
+    A tensor is made for the operator that reads it, and a value is dropped after its last use.
+    """
+
+    def __init__(self, module: fx.GraphModule, side: Side, dtype: torch.dtype | None):
         super().__init__(module)
-        self.graph_module, self._dtype = module, dtype
+        self.graph_module, self._side, self._dtype = module, side, dtype
+        self.extra_traceback = False
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _Unmade(target) if target in self._side else super().get_attr(target, args, kwargs)
+
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        return fx.map_arg(args, self.value)
+
+    def value(self, n: fx.Node) -> Any:
+        value = self.env[n]
+        return self._side[value.name] if isinstance(value, _Unmade) else value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return carried(self.graph_module, str(target), self._side.__getitem__)(*args, **kwargs)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = pytree.tree_map(self._retyped, (args, kwargs))
         return super().call_function(target, args, kwargs)
 
     def _retyped(self, value: Any) -> Any:
-        floating = self._dtype is not None and isinstance(value, torch.dtype) and value.is_floating_point
-        return self._dtype if floating else value
+        if self._dtype is None or not isinstance(value, torch.dtype):
+            return value
+        if value.is_complex and self._dtype == torch.float64:
+            return torch.complex128
+        return self._dtype if value.is_floating_point else value
 
 
 class _Reference(_Retyped):
@@ -205,31 +244,29 @@ class _Reference(_Retyped):
         self,
         graph: TracedGraph,
         plan: Plan,
-        tensors: Mapping[str, torch.Tensor],
+        side: Side,
         dtype: torch.dtype | None,
     ):
-        super().__init__(graph.captured, dtype)
+        super().__init__(graph.captured, side, dtype)
         self._rules, self._ops = graph.inferred.rules, graph.inferred.ops
         self._atoms = {graph.atoms[n]: np.array(p) for n, p in plan.kept.items()}
-        self._zeroed = _zero_removed(graph, plan, tensors)
-
-    def fetch_attr(self, target: str) -> Any:
-        return self._zeroed[target] if target in self._zeroed else super().fetch_attr(target)
 
     def run_node(self, n: fx.Node) -> Any:
         rule = self._rules.get(n)
-        source = None if rule is None or rule.masked is None else bind(n)["input"]
-        mask = None if source is None else self._mask(source, self.env[source].shape)
-        if rule is None or rule.masked is None or mask is None:
+        masked = None if rule is None or WHOLE in self._ops[n].memo else rule.masked
+        args = {} if masked is None else bind(n)
+        name = "input" if "input" in args else "self"
+        mask = None if masked is None else self._mask(args[name], self.value(args[name]).shape)
+        if masked is None or mask is None:
             return self._quiet(n, super().run_node(n))
-        args = {k: self.env[v] if isinstance(v, fx.Node) else v for k, v in bind(n).items()}
-        return rule.masked(args, {"input": mask.to(args["input"].dtype)})
+        args = {k: self.value(v) if isinstance(v, fx.Node) else v for k, v in args.items()}
+        return masked(args, {name: mask.to(args[name].dtype)})
 
     def _quiet(self, n: fx.Node, value: Any) -> Any:
         """Division by a removed zero leaves no number there, and what sums over it has a zero weight: 0 · NaN is 0."""
         if n not in self._ops or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return value
-        if torch.isfinite(value).all():
+        if value.sum().isfinite() or torch.isfinite(value).all():  # the sum alone needs no memory
             return value
         mask = self._mask(n, value.shape)
         return value if mask is None else value.where(mask.bool() | torch.isfinite(value), torch.zeros_like(value))
@@ -265,21 +302,6 @@ class _Reference(_Retyped):
         return line
 
 
-def _zero_removed(graph: TracedGraph, plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies with zeros at the axes' own entries: another road than the index lists that surgery goes by."""
-    twins: dict[int, list[str]] = {}
-    for name, dims in graph.inferred.params.items():
-        twins.setdefault(id(dims), []).append(name)
-    zeroed = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    for axis in graph.axes:
-        removed = np.setdiff1d(np.arange(axis.size), plan.kept.get(axis.id, range(axis.size)))
-        for member in axis.members if removed.size else ():
-            index = torch.from_numpy(member.entries[removed].reshape(-1))
-            for name in twins[id(graph.inferred.params[member.name])]:
-                zeroed[name].index_fill_(member.dim, index, 0)
-    return zeroed
-
-
 def _cast(inputs: Example, dtype: torch.dtype | None) -> Example:
     def move(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -292,5 +314,5 @@ def _cast(inputs: Example, dtype: torch.dtype | None) -> Example:
 
 
 def _flat(output: Any) -> list[torch.Tensor]:
-    leaves = pytree.tree_leaves(output)
-    return [v.double() for v in leaves if isinstance(v, torch.Tensor)]
+    leaves = [v.resolve_conj() for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
+    return [(torch.view_as_real(v) if v.is_complex() else v).double() for v in leaves]

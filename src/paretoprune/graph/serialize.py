@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from paretoprune.core.errors import FileError
+from paretoprune.graph.record import Record
 from paretoprune.graph.rules.shape import SIZE_FUNCTIONS, SIZE_METHODS
 from paretoprune.graph.surgery import attach
 
@@ -41,7 +42,8 @@ _FUNCTIONS: dict[str, Any] = {
 }
 _REFUSED = frozenset({"from_file", "set_", "resize_", "storage_offset"})
 _TORCH_VALUES = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-_CONTAINERS: dict[str, type] = {"tuple": tuple, "list": list, "dict": dict}
+_CONTAINERS: dict[str, type] = {"tuple": tuple, "list": list, "dict": dict, "record": Record}
+"""A library's own output class, one with named fields, comes back as a Record."""
 
 
 def dump(module: fx.GraphModule) -> dict[str, Any]:
@@ -114,13 +116,18 @@ def _names(names: Iterable[Any]) -> list[str]:
 
 
 def _target_name(node: fx.Node) -> str:
+    if node.op == "call_module":
+        raise FileError(
+            f"'{node.target}' is run as Python code, which a graph file cannot hold: keep the network's class and save "
+            "the plan (pruned.plan.to_json()) and the state dict of pruned.model instead"
+        )
     if node.op != "call_function":
         return str(node.target)
     for name, function in _FUNCTIONS.items():
         if node.target is function:
             return name
-    if not isinstance(node.target, torch._ops.OpOverload):
-        raise FileError(f"the graph calls {node.target}, which cannot be saved")
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+        raise FileError(f"the graph calls {node.target}, which is no operator of torch itself and cannot be saved")
     return str(node.target)
 
 
@@ -183,8 +190,8 @@ def _signature(graph: fx.Graph) -> dict[str, Any] | None:
         return None
     return {
         "args": list(info.orig_args),
-        "in": _encode_tree(info.in_spec),
-        "out": None if info.out_spec is None else _encode_tree(info.out_spec),
+        "in": _encode_tree(info.in_spec, records=False),
+        "out": None if info.out_spec is None else _encode_tree(info.out_spec, records=True),
     }
 
 
@@ -196,22 +203,38 @@ def _restore_signature(graph: fx.Graph, signature: Mapping[str, Any] | None) -> 
     graph.set_codegen(fx.graph._PyTreeCodeGen(info))
 
 
-def _encode_tree(spec: pytree.TreeSpec) -> Any:
-    """torch's own text form of a structure imports the modules that a file names; this one names three containers."""
+def _encode_tree(spec: pytree.TreeSpec, *, records: bool) -> Any:
+    """torch's own text form of a structure imports the modules that a file names; this one names four containers.
+
+    `records`: another class with named fields may stand in it.
+    """
     if spec.is_leaf():
         return None
     kind = next((name for name, of in _CONTAINERS.items() if spec.type is of), None)
-    if kind is None:
+    keys = _keys(spec)
+    if kind is None and not (records and len(keys) == spec.num_children):
         raise FileError(f"inputs or outputs in a {spec.type.__name__} cannot be saved: use tuples, lists and dicts")
-    keys = list(spec.context) if kind == "dict" else []
+    kind = kind or "record"
+    keys = keys if kind in ("dict", "record") else []
     if any(not isinstance(k, str) for k in keys):
         raise FileError("inputs or outputs in a dict whose keys are not strings cannot be saved")
-    return {"kind": kind, "keys": keys, "children": [_encode_tree(c) for c in spec.children()]}
+    return {"kind": kind, "keys": keys, "children": [_encode_tree(c, records=records) for c in spec.children()]}
+
+
+def _keys(spec: pytree.TreeSpec) -> list[Any]:
+    """Names of the entries, which flattening wrote into the context: a dict's keys, or (keys, further settings)."""
+    context = spec.context
+    for found in (context, context[0] if isinstance(context, tuple) and context else None):
+        if isinstance(found, (list, tuple)) and len(found) == spec.num_children:
+            return list(found)
+    return []
 
 
 def _decode_tree(data: Any) -> pytree.TreeSpec:
     if data is None:
         return pytree.treespec_leaf()
     kind, children = _CONTAINERS[data["kind"]], [_decode_tree(c) for c in data["children"]]
-    context = [str(k) for k in data["keys"]] if kind is dict else None
+    context = [str(k) for k in data["keys"]] if kind in (dict, Record) else None
+    if context is not None and len(context) != len(children):
+        raise FileError(f"the graph's structure has {len(context)} names for {len(children)} entries")
     return pytree.TreeSpec(kind, context, children)

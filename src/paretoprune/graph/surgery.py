@@ -14,6 +14,7 @@ from paretoprune.core.errors import PlanError
 from paretoprune.core.plan import Plan
 from paretoprune.graph.algebra import Atom, Expr, atoms_of
 from paretoprune.graph.op import Op, Resize
+from paretoprune.graph.opaque import carried, opaque_paths
 from paretoprune.graph.positions import kept_indices, size_of
 from paretoprune.graph.program import GraphProgram, runnable
 from paretoprune.graph.traced import TracedGraph, tensors_of
@@ -98,15 +99,38 @@ def _sliced(graph: TracedGraph, kept: Kept, tensors: Mapping[str, torch.Tensor])
             for part in str(node.target).split("."):
                 value = getattr(value, part)
             attach(root, str(node.target), value)
+    for path in opaque_paths(graph.captured):
+        attach(root, path, carried(graph.captured, path, lambda name: done[id(tensors[name])]))
     return root
 
 
-def slice_tensor(tensor: torch.Tensor, kept: tuple[NDArray[np.int64] | None, ...]) -> torch.Tensor:
-    """A copy that holds only the kept indices of each dim."""
-    for dim, indices in enumerate(kept):
-        if indices is not None:
-            tensor = tensor.index_select(dim, torch.from_numpy(indices).to(tensor.device))
-    return tensor.clone(memory_format=torch.contiguous_format)
+_BLOCK_BYTES = 256 << 10
+"""Copied at a time: larger pieces would leave the heap full of holes."""
+
+
+def slice_tensor(
+    tensor: torch.Tensor, kept: tuple[NDArray[np.int64] | None, ...], into: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A copy that holds only the kept indices of each dim, with a few pieces of it beside it.
+
+    `into`: where to put it, perhaps of another type.
+    """
+    result = tensor.new_empty(sliced_shape(tensor, kept)) if into is None else into
+    chosen = [(d, torch.from_numpy(k).to(tensor.device)) for d, k in enumerate(kept) if k is not None]
+    if not chosen:
+        return result.copy_(tensor)
+    (first, rows), *others = chosen
+    width = max(1, _BLOCK_BYTES * tensor.shape[first] // max(tensor.numel() * tensor.element_size(), 1))
+    for start in range(0, len(rows), width):
+        part = tensor.index_select(first, rows[start : start + width])
+        for dim, index in others:
+            part = part.index_select(dim, index)
+        result.narrow(first, start, part.shape[first]).copy_(part)
+    return result
+
+
+def sliced_shape(tensor: torch.Tensor, kept: tuple[NDArray[np.int64] | None, ...]) -> tuple[int, ...]:
+    return tuple(n if k is None else len(k) for n, k in zip(tensor.shape, kept, strict=True))
 
 
 def attach(root: nn.Module, path: str, value: object) -> None:

@@ -19,12 +19,16 @@ from paretoprune.core.graph import BatchNorm, Contraction, Example
 from paretoprune.core.layers import LayerSpec
 from paretoprune.graph.algebra import Atom, Expr, Product, atoms_of
 from paretoprune.graph.axes import axes_of
-from paretoprune.graph.capture import batched, capture
+from paretoprune.graph.capture import capture
+from paretoprune.graph.functional import written
 from paretoprune.graph.inference import Inferred, infer
-from paretoprune.graph.model import check_example, check_model, private_copy, shared_storage, untouched_rng
+from paretoprune.graph.inputs import registered
+from paretoprune.graph.model import check_example, check_model, private_copy, shared_storage, untouched_rng, unwrapped
 from paretoprune.graph.op import MacTerm, Op, bind
+from paretoprune.graph.opaque import opaque_tensors
 from paretoprune.graph.positions import size_of
 from paretoprune.graph.program import GraphProgram, runnable
+from paretoprune.graph.shared import take_over
 
 
 @dataclass(frozen=True)
@@ -104,24 +108,29 @@ def _per_sample(expr: Expr, widths: Mapping[Atom, int], samples: Mapping[int, in
 def trace(model: nn.Module, example: Any, dynamic: Mapping[str, Iterable[int]] | None = None) -> TracedGraph:
     """Capture `model` and find its axes. The model is not changed.
 
+    The graph reads the model's own parameters, which are not copied: train them after it and the graph changes too.
     `example`: a tensor, a tuple of positional inputs, or a dict of keyword inputs; dimension 0 of each is dynamic.
     `dynamic`: further dynamic dims by input name. Raises ModelError, CaptureError, DataError.
     """
+    model, wrappers = unwrapped(model)
     check_model(model)
     inputs = Example.of(example)
+    wrappers += registered((inputs.args, dict(inputs.kwargs)))
     check_example(model, inputs)
     with untouched_rng(model):
         clone, notes = private_copy(model)
         captured = capture(clone, inputs, dynamic)
-    return analyse(captured.module, batched(inputs), (*notes, *captured.notes), shared_storage(model))
+    take_over(captured.module, written(captured.module.graph))
+    return analyse(captured.module, captured.example, (*wrappers, *notes, *captured.notes), shared_storage(model))
 
 
 def analyse(
     captured: fx.GraphModule, example: Example, notes: tuple[str, ...] = (), frozen: Mapping[str, str] | None = None
 ) -> TracedGraph:
     """Axes of a captured graph. `frozen`: parameter or buffer -> why it must stay as it is."""
-    frozen = {**_unreached(captured), **(frozen or {})}
-    found, second = (infer(captured, frozen, run) for run in (0, 1))
+    opaque = opaque_tensors(captured)
+    frozen = {**_unreached(captured, opaque), **(frozen or {})}
+    found, second = (infer(captured, {**frozen, **opaque}, run) for run in (0, 1))
     _agree(found, second)
     atoms, axes = axes_of(found)
     unreached = [f"{why}: it stays as it is" for why in frozen.values()]
@@ -130,8 +139,8 @@ def analyse(
     return TracedGraph(axes, program, _fingerprint(found, axes), example, every, captured, found, atoms)
 
 
-def _unreached(captured: fx.GraphModule) -> dict[str, str]:
-    """Parameters that no operator reads, under none of their names."""
+def _unreached(captured: fx.GraphModule, opaque: Mapping[str, str]) -> dict[str, str]:
+    """Parameters that no operator and no opaque submodule reads, under none of their names."""
     tensors = tensors_of(captured)
     read = {
         id(tensors[str(n.target)])
@@ -139,7 +148,7 @@ def _unreached(captured: fx.GraphModule) -> dict[str, str]:
         if n.op == "get_attr" and n.users and str(n.target) in tensors
     }
     names = dict(captured.named_parameters(remove_duplicate=False))
-    return {n: f"nothing reads parameter '{n}'" for n, p in names.items() if id(p) not in read}
+    return {n: f"nothing reads parameter '{n}'" for n, p in names.items() if id(p) not in read and n not in opaque}
 
 
 def _agree(a: Inferred, b: Inferred) -> None:

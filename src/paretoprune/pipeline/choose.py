@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from paretoprune.core.axis import Axis, Scores
+from paretoprune.core.axis import INNER_KINDS, Axis, Scores
 from paretoprune.core.errors import ModelError, PlanError, UsageError
 from paretoprune.core.graph import Graph
 from paretoprune.core.plan import Plan
@@ -23,8 +23,9 @@ MAX_WIDTHS = 32
 def chosen_axes(graph: Graph, axes: AxisChoice = "inner", ignore: Sequence[str] = ()) -> tuple[Axis, ...]:
     """The prunable axes that `axes` means, without those whose id matches a pattern of `ignore`.
 
-    "inner": heads, hidden units, inner channels. "all": also the residual stream and what lies within a group. A
-    callable decides for itself. Raises UsageError, or ModelError where nothing is left.
+    "inner": heads, hidden units, inner channels, recurrent units. "all": also the residual stream, head size, rotary
+    pairs, embedding width and what lies within a group. A callable decides for itself. Raises UsageError, or ModelError
+    where nothing is left.
     """
     if isinstance(axes, str) and axes not in ("inner", "all"):
         raise UsageError(f"axes={axes!r}: give 'inner', 'all', or a function from Axis to bool")
@@ -37,7 +38,7 @@ def chosen_axes(graph: Graph, axes: AxisChoice = "inner", ignore: Sequence[str] 
             return False
         if callable(axes):
             return bool(axes(axis))
-        return axis.kind == "channel" if axes == "inner" else True
+        return axis.kind in INNER_KINDS if axes == "inner" else True
 
     found = tuple(a for a in graph.axes if wanted(a))
     if not found:

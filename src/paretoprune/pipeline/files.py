@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import fx, nn
 
 from paretoprune import graph as graphs
 from paretoprune.core.errors import FileError
 from paretoprune.core.plan import Plan
 from paretoprune.graph.program import GraphProgram
+from paretoprune.pipeline.blueprint import Blueprint
+from paretoprune.pipeline.generation import refuse, refused
+from paretoprune.pipeline.opening import opened, write_keras
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.restore import Saved, restored
 from paretoprune.store.files import atomic
 
 SCHEMA = 1
@@ -50,25 +54,34 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def save(pruned: Pruned, path: str | Path) -> Path:
-    """Write a folder with the weights and a manifest (plan, graph, checksum). The model may have been trained since."""
+    """Write a folder with the weights and a manifest (plan, graph, checksum). The model may have been trained since.
+
+    A path that ends in `.keras` becomes a Keras file, where the result is a Keras model. Raises FileError.
+    """
     folder = Path(path)
+    if folder.suffix == ".keras":
+        return write_keras(pruned, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    current = graphs.tensors_of(pruned.model)
-    tensors = {n: current.get(n, t) for n, t in graphs.tensors_of(pruned.program.module).items()}
-    unique, alias = _untied(tensors)
-    weights = save_tensors(unique)
+    current = graphs.tensors_of(opened(pruned.model))
     module = pruned.program.module
+    tensors = {n: current.get(n, t) for n, t in graphs.tensors_of(module).items()}
+    own = {n: t for n, t in current.items() if n not in tensors} if pruned.blueprint is not None else {}
+    unique, alias = _untied({**tensors, **own})
+    weights = save_tensors(unique)
+    graph = _graph_of(module, pruned.blueprint)
     manifest = {
         "schema": SCHEMA,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "alias": alias,
         "trainable": {n: p.requires_grad for n, p in module.named_parameters(remove_duplicate=False)},
         "plan": pruned.plan.to_json(),
-        "graph": graphs.dump(module),  # type: ignore[arg-type]
+        "graph": graph,
         "kept": {n: [None if k is None else k.tolist() for k in dims] for n, dims in pruned.kept.items()},
         "macs": pruned.macs,
         "original_macs": pruned.original_macs,
         "notes": list(pruned.notes),
+        "cannot_generate": refused(module),
+        "class": None if pruned.blueprint is None else _class_of(pruned, pruned.blueprint, sorted(own), graph is None),
     }
     text = json.dumps(manifest).encode()
     for name, data in ((WEIGHTS, weights), (MANIFEST, _signed(text))):
@@ -77,8 +90,32 @@ def save(pruned: Pruned, path: str | Path) -> Path:
     return folder
 
 
-def load(path: str | Path) -> Pruned:
-    """Read what `save` wrote; the model is the rewritten graph. Raises FileError for anything altered or unknown."""
+def _graph_of(module: nn.Module, blueprint: Blueprint | None) -> dict[str, Any] | None:
+    """None where the graph holds what a file cannot, but the class can be made again."""
+    if blueprint is not None and not isinstance(module, fx.GraphModule):
+        return None
+    try:
+        return graphs.dump(module)  # type: ignore[arg-type]
+    except FileError:
+        if blueprint is None:
+            raise
+        return None
+
+
+def _class_of(pruned: Pruned, blueprint: Blueprint, own: list[str], alone: bool) -> dict[str, Any]:
+    """`alone`: there is no graph to compare a restored network with, so figures of the outputs are kept."""
+    data = json.loads(json.dumps(blueprint.to_json()))
+    outputs = graphs.figures(pruned.model, Blueprint.from_json(data).example) if alone else []
+    return {**data, "own": own, "outputs": outputs}
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> Pruned:
+    """Read what `save` wrote. Raises FileError for anything altered or unknown.
+
+    `model`: a fresh network of the class that was pruned, as it was before; it is copied, not changed, and the result
+    is of its class. Without it the result is of a transformers class, if that was it and its module is imported
+    already, and else the rewritten graph; `notes` says which. No class that a file names is ever imported.
+    """
     folder = Path(path)
     manifest = _manifest(folder / MANIFEST)
     weights = _read(folder / WEIGHTS)
@@ -89,27 +126,71 @@ def load(path: str | Path) -> Pruned:
     except SafetensorError as error:
         raise FileError(f"{folder / WEIGHTS} cannot be read: {error}") from error
     try:
-        return _pruned(manifest, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        return _pruned(manifest, tensors, model)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, IndexError) as error:
         # The checksum is sound, so somebody wrote this on purpose.
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise FileError(f"{folder / MANIFEST} does not describe a network ({what}); save it again") from error
 
 
-def _pruned(manifest: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Pruned:
+def _pruned(manifest: Mapping[str, Any], tensors: dict[str, torch.Tensor], model: nn.Module | None) -> Pruned:
     for name, target in manifest["alias"].items():
         tensors[name] = tensors[target]
-    module = graphs.load(manifest["graph"], tensors, manifest["trainable"])
-    kept = {n: tuple(_indices(k) for k in dims) for n, dims in manifest["kept"].items()}
+    told, trainable = manifest.get("class"), manifest["trainable"]
+    own = {n: tensors.pop(n) for n in told["own"]} if told is not None else {}
+    blueprint = None if told is None else Blueprint.from_json(told)
+    graph = None if manifest["graph"] is None else graphs.load(manifest["graph"], tensors, trainable)
+    result, notes = _of_class(blueprint, manifest, graph, own, _parameters(tensors, trainable), model)
+    made: Any = graph if result is None else result
     return Pruned(
-        module,
+        made,
         Plan.from_json(manifest["plan"]),
-        kept,
-        GraphProgram(module, (), ()),
+        {n: tuple(_indices(k) for k in dims) for n, dims in manifest["kept"].items()},
+        GraphProgram(made if graph is None else graph, (), ()),
         manifest["macs"],
         manifest["original_macs"],
-        tuple(manifest["notes"]),
+        (*manifest["notes"], *notes),
+        None if result is None else blueprint,
     )
+
+
+def _of_class(
+    blueprint: Blueprint | None,
+    manifest: Mapping[str, Any],
+    graph: Any,
+    own: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    model: nn.Module | None,
+) -> tuple[nn.Module | None, list[str]]:
+    """The network in the user's class where that can be made, else None and a sentence on it."""
+    cannot = manifest.get("cannot_generate")
+    if blueprint is None:
+        if model is not None:
+            raise FileError("the file holds a rewritten graph alone: load it without model=")
+        if cannot:
+            refuse(graph, str(cannot))
+        return None, []
+    held = tensors if graph is None else graphs.tensors_of(graph)
+    result, why = restored(blueprint, Saved({**held, **own}, graph, manifest["class"]["outputs"]), model)
+    if result is not None:
+        return result, []
+    name = blueprint.name.rpartition(":")[2]
+    if graph is None:
+        raise FileError(
+            f"the file holds no graph of this {name}, for it uses operators that no file can hold, and {why}"
+        )
+    if blueprint.config is not None:
+        refuse(graph, why)
+    return None, [f"the result is the rewritten graph, not {name}: {why}"]
+
+
+def _parameters(tensors: Mapping[str, torch.Tensor], trainable: Mapping[str, bool]) -> dict[str, torch.Tensor]:
+    """Parameters as such; tensors that were one stay one."""
+    made: dict[int, torch.Tensor] = {}
+    return {
+        n: made.setdefault(id(t), nn.Parameter(t, requires_grad=trainable[n]) if n in trainable else t)
+        for n, t in tensors.items()
+    }
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:

@@ -17,6 +17,8 @@ from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Criterion, Task
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import choose
+from paretoprune.pipeline.generation import refuse_generation
+from paretoprune.pipeline.opening import Network, blueprint, given_back, name_of, opened, rebuilt
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.tasks import fitted, task_of
 
@@ -26,7 +28,7 @@ RECALIBRATION_SAMPLES = 1024
 
 
 def prune(
-    model: nn.Module,
+    model: Network,
     example: Any,
     *,
     ratio: float | Mapping[str, float] | None = None,
@@ -42,6 +44,8 @@ def prune(
 ) -> Pruned:
     """Remove the least important positions of every chosen axis; `model` itself is not changed.
 
+    `model`: a torch module, a Keras model on its torch backend, or the path of a `.keras` or `.h5` file.
+
     Either `ratio`, the share of positions removed from every axis (or {name pattern: ratio}), or `macs`, the share of
     the multiply-accumulates to keep. With `calibration` batches (x, (x, y) or dict), what follows a pruned axis is
     reconstructed by least squares and batch norms are recalibrated. The result was compared with the dead-channel
@@ -52,6 +56,7 @@ def prune(
     scorer = criteria.criterion_of(criterion)
     meaning = task_of(task)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
+    model = opened(model, example)
     traced = graphs.trace(model, example, dims)
     batches = None if calibration is None else fitted("calibration", calibration, traced.example, dynamic=dims)
     chosen = choose.chosen_axes(traced, axes, ignore)
@@ -67,7 +72,7 @@ def prune(
 
 
 def apply(
-    model: nn.Module,
+    model: Network,
     example: Any,
     plan: Plan | Mapping[str, Any],
     *,
@@ -77,6 +82,7 @@ def apply(
     """Replay a plan on a fresh model of the same architecture. Raises PlanError where it does not fit."""
     plan = plan if isinstance(plan, Plan) else Plan.from_json(plan)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
+    model = opened(model, example)
     traced = graphs.trace(model, example, dims)
     batches = None if calibration is None else fitted("calibration", calibration, traced.example, dynamic=dims)
     return carry_out(model, traced, plan, batches)
@@ -119,19 +125,21 @@ def gradients(
 
 def carry_out(model: nn.Module, traced: TracedGraph, plan: Plan, batches: Iterable[Any] | None) -> Pruned:
     """Cut, prove, recover, and put the result into the user's class where that is right."""
+    graphs.check(traced, plan)  # first, while there is no pruned network in memory
     cut = graphs.cut(traced, plan)
-    graphs.check(traced, plan)
-    own, why = graphs.rebuild(model, traced, cut)
+    own = rebuilt(model, traced, cut)
     notes = [*traced.notes]
     if batches is not None:
         notes += reconstruct(traced, cut, batches)
-    if own is None:
-        notes.append(f"the result is the rewritten graph: {type(model).__name__} cannot hold it, because {why}")
+    if own.module is None:
+        notes.append(f"the result is the rewritten graph: {name_of(model)} cannot hold it, because {own.why}")
+        refuse_generation(cut.program.module, model, own.why)
     else:
-        copy_tensors(cut.program.module, own)
-    result = cut.program.module if own is None else own
+        copy_tensors(cut.program.module, own.module)
+    result = given_back(cut.program.module if own.module is None else own.module)
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
-    return Pruned(result, plan, cut.kept, cut.program, traced.macs(widths), traced.macs(), tuple(notes))
+    macs = traced.macs(widths), traced.macs()
+    return Pruned(result, plan, cut.kept, cut.program, *macs, tuple(notes), blueprint(model, own, traced.example))
 
 
 def reconstruct(traced: TracedGraph, cut: graphs.Cut, batches: Iterable[Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from torch import nn
 
 from paretoprune.core.graph import Program
 from paretoprune.core.plan import Plan
+from paretoprune.pipeline.blueprint import Blueprint
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Pruned:
 
     `model` is the user's own class where its forward is right at the new sizes, else the rewritten graph; `notes` says
     which and why. `kept`: parameter or buffer name -> per dimension the kept indices, or None for all.
-    `macs` and `original_macs` are of one sample.
+    `macs` and `original_macs` are of one sample. `blueprint`: how a fresh network of the class becomes this one; None
+    where the result is the graph.
     """
 
     model: nn.Module
@@ -29,3 +32,14 @@ class Pruned:
     macs: int
     original_macs: int
     notes: tuple[str, ...] = ()
+    blueprint: Blueprint | None = field(default=None, repr=False)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write a folder that `from_pretrained` of the model's own class loads; for models of transformers.
+
+        It was loaded and compared before this returns. Raises ModelError with the reason where the class's config
+        cannot express the result; `paretoprune.save` writes any result.
+        """
+        from paretoprune.pipeline.pretrained import save_pretrained
+
+        return save_pretrained(self, folder)

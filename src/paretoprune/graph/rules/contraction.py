@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from paretoprune.core.layers import LayerSpec
 from paretoprune.graph.algebra import UNIT, Expr, multiply
 from paretoprune.graph.op import DeadView, Dims, MacTerm, Op, Resize, State
+from paretoprune.graph.rules.einsum import Product, product_state
 
 
 def _spatial_rank(op: Op) -> int:
@@ -194,14 +195,14 @@ def _broadcast(op: Op, a: Dims, b: Dims) -> Dims:
 
 
 def matrix_product_dead(view: DeadView) -> State:
-    op = view.op
-    a, b = _operands(op)
-    a_dims, b_dims = op.dims_of(a), op.dims_of(b)
-    view_contraction(view, a, a_dims[-1:], b)
-    states = [view.state(v) for v in (a, b)]
-    kept = [any(view.contains(e) for e in d) for d in ((*a_dims[:-1],), (*b_dims[:-2], *b_dims[-1:]))]
-    zero = any(k and s == State.ZERO for k, s in zip(kept, states, strict=True))
-    return State.ZERO if zero else State.UNKNOWN
+    """Batches (heads) are zero where either side is, rows where the left is, columns where the right is."""
+    values = _operands(view.op)
+    a, b = (len(view.op.dims_of(v)) for v in values)
+    batches = [tuple(f".{i}" for i in range(2 - n, 0)) for n in (a, b)]
+    left = (*batches[0], "row", "sum") if a > 1 else ("sum",)
+    right = (*batches[1], "sum", "column") if b > 1 else ("sum",)
+    out = (*max(batches, key=len), "row", "column")
+    return product_state(view, Product(values, (left, right), out))
 
 
 def matrix_product_macs(op: Op) -> list[MacTerm]:

@@ -20,3 +20,20 @@ def zero_dead(view: DeadView) -> State:
 
 def fill_resize(r: Resize) -> None:
     r.set(size=r.sizes(r.get("size"), r.op.out))
+
+
+_RANDOM = "random numbers are drawn for each of its positions, in eval mode too"
+
+
+def random(op: Op) -> Dims:
+    """rand, randn, normal: other sizes would draw other numbers."""
+    return tuple(op.closed(s, f"{_RANDOM} at {op.where}") for s in op.out_shape)
+
+
+def random_like(op: Op) -> Dims:
+    """rand_like, randn_like, bernoulli: one number for each position of an operand."""
+    dims: Dims = ()
+    for tensor in op.tensors():
+        op.freeze(op.dims_of(tensor), _RANDOM)
+        dims = op.dims_of(tensor) if len(op.dims_of(tensor)) >= len(dims) else dims
+    return dims

@@ -8,6 +8,7 @@ import torch
 
 from paretoprune.graph.algebra import Expr, multiply
 from paretoprune.graph.op import DeadView, Dims, Op, Resize, State
+from paretoprune.graph.rules.reduce import of_parameters
 
 
 def _follow(op: Op, expr: Expr, *names: str) -> None:
@@ -17,12 +18,43 @@ def _follow(op: Op, expr: Expr, *names: str) -> None:
 
 
 def batch_norm(op: Op) -> Dims:
-    """Channels are dim 1. Statistics of the input are taken over all other dims, running ones over none."""
+    """Channels are dim 1. Statistics of the input are taken over all other dims, running ones over none.
+
+    Statistics of the input by choice: a standardised weight (Weight Standardization, Qiao et al. 2019, eq. 5), whose
+    statistics are taken over kept entries.
+    """
     x = op.dims_of(op.args["input"])
-    if op.args["running_mean"] is None or op.args["training"] is True:
+    if _takes_statistics(op.args) and not of_parameters(op.args["input"]):
         op.freeze((*x[:1], *x[2:]), "statistics are taken over its positions")
     _follow(op, x[1], "weight", "bias", "running_mean", "running_var")
     return x
+
+
+def _takes_statistics(args: dict[str, Any]) -> bool:
+    return args["running_mean"] is None or args["training"] is True
+
+
+def batch_norm_dead(view: DeadView) -> State:
+    """Entries that are no part of their filter's statistics are zero, and so is a filter whose entries all are."""
+    args = view.op.args
+    x = view.op.dims_of(args["input"])
+    if not _takes_statistics(args) or view.has(args["weight"]):
+        return channel_norm_dead(view)
+    if of_parameters(args["input"]) and any(view.contains(e) for e in (*x[:1], *x[2:])):
+        return State.ZERO
+    silent = args["bias"] is None
+    return State.ZERO if silent and view.state(args["input"]) == State.ZERO else State.UNKNOWN
+
+
+def batch_norm_masked(args: dict[str, Any], masks: dict[str, torch.Tensor | None]) -> torch.Tensor:
+    """Statistics over kept entries; what is removed is no entry and stays zero."""
+    x, mask = args["input"], masks["input"]
+    if not _takes_statistics(args) or mask is None:
+        return torch.batch_norm(*args.values())
+    mean, var = _moments(x, mask, [i for i in range(x.ndim) if i != 1])
+    along = (1, -1) + (1,) * (x.ndim - 2)
+    weight, bias = (None if args[k] is None else args[k].reshape(along) for k in ("weight", "bias"))
+    return _affine((x - mean) / torch.sqrt(var + args["eps"]), weight, bias) * mask
 
 
 def instance_norm(op: Op) -> Dims:
@@ -30,6 +62,13 @@ def instance_norm(op: Op) -> Dims:
     op.freeze(x[2:], "statistics are taken over its positions")
     _follow(op, x[1], "weight", "bias", "running_mean", "running_var")
     return x
+
+
+def instance_norm_dead(view: DeadView) -> State:
+    """Without weights a zero plane stays zero: its mean is zero too."""
+    args = view.op.args
+    own = args["use_input_stats"] is True and args["weight"] is None
+    return view.join([args["input"]]) if own else channel_norm_dead(view)
 
 
 def channel_norm_dead(view: DeadView) -> State:

@@ -9,6 +9,7 @@ import torch
 
 from paretoprune.graph.algebra import Expr, Sum, concatenate, multiply
 from paretoprune.graph.op import DeadView, Dims, Op, Resize, State
+from paretoprune.graph.rules.pool import INDEXED
 
 NOTHING = Sum((), 0)
 
@@ -47,9 +48,9 @@ def _pieces(op: Op, expr: Expr, sizes: list[int]) -> list[Expr] | None:
 
 
 def split(op: Op) -> list[Dims]:
-    """split, split_with_sizes and chunk, from the sizes of the outputs."""
+    """split, split_with_sizes, chunk and tensor_split, from the sizes of the outputs."""
     dims = op.dims_of(op.args["self"])
-    at = op.dim_index(op.args["dim"], len(dims))
+    at = _split_dim(op, len(dims))
     sizes = [shape[at] for shape in op.out_shape]
     pieces = _pieces(op, dims[at], sizes)
     if pieces is None:
@@ -59,10 +60,20 @@ def split(op: Op) -> list[Dims]:
     return [tuple(p if i == at else d for i, d in enumerate(dims)) for p in pieces]
 
 
+_NAMED_SPLITS = {"hsplit": 1, "vsplit": 0, "dsplit": 2}
+
+
+def _split_dim(op: Op, rank: int) -> int:
+    """hsplit takes the second dim, of a vector its only one."""
+    if "dim" in op.args:
+        return op.dim_index(op.args["dim"], rank)
+    return min(_NAMED_SPLITS[str(op.node.target).split(".")[1]], rank - 1)
+
+
 def split_resize(r: Resize) -> None:
     pieces = list(r.op.memo.values())
     if any(r.changed(p) for p in pieces):
-        dim = r.op.args["dim"]
+        dim = _split_dim(r.op, len(r.op.dims_of(r.op.args["self"])))
         r.node.target = torch.ops.aten.split_with_sizes.default
         r.node.args = (r.node.args[0], [r.width(p) for p in pieces], dim)
         r.node.kwargs = {}
@@ -153,6 +164,39 @@ def take_output(op: Op) -> Any:
     return op.dims[source][op.node.args[1]]
 
 
+def take_output_dead(view: DeadView) -> State:
+    """The places of a pooling's maxima are numbers, zero or not, whatever stands at those places."""
+    source: Any = view.op.node.args[0]
+    if view.op.node.args[1] == 1 and any(word in str(source.target) for word in INDEXED):
+        return State.UNKNOWN
+    return view.join([source])
+
+
+def edge_pad(op: Op) -> Dims:
+    """reflection_pad and replication_pad: what is padded is spatial."""
+    dims = list(op.dims_of(op.args["self"]))
+    for k in range(len(op.args["padding"]) // 2):
+        at = len(dims) - 1 - k
+        op.freeze(dims[at], "it is padded with copies of itself")
+        dims[at] = op.closed(op.out_shape[at], f"padded at {op.where}")
+    return tuple(dims)
+
+
+def edge_pad_dead(view: DeadView) -> State:
+    return view.join([view.op.args["self"]])
+
+
+def narrow(op: Op) -> Dims:
+    """slice by start and length."""
+    op.args.update(start=op.args["start"], end=None, step=1)
+    return slice_(op)
+
+
+def narrow_resize(r: Resize) -> None:
+    if "middle" in r.op.memo:
+        r.set(start=r.width(r.op.memo["before"]), length=r.width(r.op.memo["middle"]))
+
+
 def pad(op: Op) -> Dims:
     """Zero padding makes [z1 + c + z2]; the added positions are prunable, for zeros lose nothing."""
     dims = list(op.dims_of(op.args["self"]))
@@ -177,7 +221,9 @@ def _pads_zero(op: Op) -> bool:
 
 
 def pad_dead(view: DeadView) -> State:
-    """Padding writes its value at removed positions too; what is new holds nothing but padding."""
+    """Padding writes its value at removed positions too, a copied edge what stood there; new positions hold zeros."""
+    if view.op.args.get("mode", "constant") != "constant":
+        return view.join([view.op.args["self"]])
     if not _pads_zero(view.op):
         return State.UNKNOWN
     state = view.state(view.op.args["self"])

@@ -57,8 +57,12 @@ def _only(view: DeadView) -> State:
 
 
 def sum_dead(view: DeadView) -> State:
-    """a ± b: zero only where both are; an operand that is broadcast over the axis may be anything there."""
-    return max(_operand(view, view.op.args[k]) for k in ("self", "other"))
+    """f(0, 0) = 0 (a ± b, the larger of two): zero only where both are; what is broadcast may be anything there."""
+    return max(_operands(view, "self", "other"))
+
+
+def _operands(view: DeadView, *names: str) -> list[State]:
+    return [_operand(view, view.op.args[n]) for n in names]
 
 
 def _operand(view: DeadView, value: Any) -> State:
@@ -70,12 +74,12 @@ def _operand(view: DeadView, value: Any) -> State:
 
 def product_dead(view: DeadView) -> State:
     """a · b: zero where one of them is."""
-    return min(_operand(view, view.op.args[k]) for k in ("self", "other"))
+    return min(_operands(view, "self", "other"))
 
 
 def quotient_dead(view: DeadView) -> State:
-    """0 / b is zero unless b is zero there too."""
-    top, bottom = (_operand(view, view.op.args[k]) for k in ("self", "other"))
+    """0 / b and remainders of it: zero unless b is zero there too."""
+    top, bottom = _operands(view, "self", "other")
     return State.ZERO if top == State.ZERO and bottom != State.ZERO else State.UNKNOWN
 
 
@@ -85,5 +89,30 @@ def power_dead(view: DeadView) -> State:
     return State.ZERO if positive and view.state(view.op.args["self"]) == State.ZERO else State.UNKNOWN
 
 
-def prelu_dead(view: DeadView) -> State:
-    return State.ZERO if view.state(view.op.args["self"]) == State.ZERO else State.UNKNOWN
+def first_dead(view: DeadView) -> State:
+    """f(0, b) = 0 whatever b is: the sign of another tensor, a learned slope."""
+    return _operand(view, view.op.args["self"])
+
+
+def either_dead(view: DeadView) -> State:
+    """where, lerp: one of two values, or something between them."""
+    names = ("self", "end") if "end" in view.op.args else ("self", "other")
+    return max(_operands(view, *names))
+
+
+def threshold_dead(view: DeadView) -> State:
+    """A zero at or below the threshold is replaced."""
+    level, value = view.op.args["threshold"], view.op.args["value"]
+    return first_dead(view) if level < 0 or value == 0 else State.UNKNOWN
+
+
+def addcmul_dead(view: DeadView) -> State:
+    """self + value · a · b."""
+    own, a, b = _operands(view, "self", "tensor1", "tensor2")
+    return max(own, min(a, b))
+
+
+def addcdiv_dead(view: DeadView) -> State:
+    """self + value · a / b."""
+    own, a, b = _operands(view, "self", "tensor1", "tensor2")
+    return max(own, a) if b != State.ZERO else State.UNKNOWN

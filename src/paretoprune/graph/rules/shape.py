@@ -160,12 +160,23 @@ def view_as_dead(view: DeadView) -> State:
 
 
 def repeat(op: Op) -> Dims:
+    """repeat and tile: copies side by side are a new outer axis, as in expand."""
     before, shape = op.dims_of(op.args["self"]), op.out_shape
     padded: tuple[Expr, ...] = (*(UNIT,) * (len(shape) - len(before)), *before)
-    return tuple(
-        d if d.size == s else multiply(op.closed(s // d.size, "it counts repetitions"), d)
-        for d, s in zip(padded, shape, strict=True)
-    )
+    return tuple(_repeated(op, i, d, s) for i, (d, s) in enumerate(zip(padded, shape, strict=True)))
+
+
+def _repeated(op: Op, at: int, dim: Expr, size: int) -> Expr:
+    if dim.size == size:
+        return dim
+    return multiply(op.memo.setdefault(str(at), op.fresh(size // dim.size)), dim)
+
+
+def repeat_resize(r: Resize) -> None:
+    name = "repeats" if "repeats" in r.op.args else "dims"
+    counts = r.get(name)
+    exprs = [r.op.memo.get(str(i), UNIT) for i in range(len(r.op.out))]
+    r.set(**{name: r.sizes(counts, exprs[len(exprs) - len(counts) :])})
 
 
 _METHOD_OF = {

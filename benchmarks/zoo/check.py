@@ -1,0 +1,156 @@
+"""Prune every network of the zoo and judge it: one process per network, one line of JSON per answer.
+
+python -m zoo [--only PATTERN] [--axes inner|all|both] [--peer] [--resume] [--results FILE] [--table FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from zoo import table
+from zoo.child import MARK
+from zoo.networks import NETWORKS
+
+ROOT = Path(__file__).parents[2]
+RESULTS, TABLE = ROOT / "benchmarks" / "results" / "zoo.json", ROOT / "docs" / "zoo.md"
+LIMIT_S = {"inner": 600.0, "all": 600.0, "peer": 150.0}
+LIMIT_MB = 12_000
+PEER_PACKAGE = "torch-pruning"
+
+Row = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parsed(arguments)
+    names = [n for n in NETWORKS if any(fnmatch.fnmatchcase(n, p) for p in options.only or ["*"])]
+    kinds = ["inner", "all"] if options.axes == "both" else [options.axes]
+    kinds += ["peer"] if options.peer else []
+    journal = options.results.with_suffix(".jsonl")
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    done = {(r["network"], r["kind"]): r for r in read(journal)} if options.resume else {}
+    journal.write_text("".join(json.dumps(r) + "\n" for r in done.values()))  # a line that was cut off goes
+    for name in names:
+        for kind in kinds:
+            if (name, kind) not in done:
+                done[name, kind] = finished = answered(name, kind, options.limit)
+                with journal.open("a") as file:
+                    file.write(json.dumps(finished) + "\n")
+                print(line(finished), flush=True)
+    rows = [done[n, k] for n in names for k in kinds]
+    result = {**provenance(), "command": "python -m zoo " + " ".join(arguments or sys.argv[1:]), "rows": rows}
+    options.results.write_text(json.dumps(result, indent=1) + "\n")
+    options.table.write_text(table.markdown(result))
+    journal.unlink()
+    print(table.summary(rows))
+    return int(any(r["status"] == "wrong" for r in rows if r["kind"] != "peer"))
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    options = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
+    options.add_argument(
+        "--only", action="append", help="names that match this pattern, e.g. 'timm/*'; may be repeated"
+    )
+    options.add_argument("--axes", choices=("inner", "all", "both"), default="both")
+    options.add_argument("--peer", action="store_true", help="ask Torch-Pruning too")
+    options.add_argument("--resume", action="store_true", help="keep the answers of a run that was stopped")
+    options.add_argument("--limit", type=float, help="CPU seconds per network (600; 150 for the peer)")
+    options.add_argument("--results", type=Path, default=RESULTS)
+    options.add_argument("--table", type=Path, default=TABLE)
+    return options.parse_args(arguments)
+
+
+def read(journal: Path) -> Iterator[Row]:
+    """Finished lines; the last one may have been cut off."""
+    for text in journal.read_text().splitlines() if journal.exists() else []:
+        try:
+            yield json.loads(text)
+        except ValueError:
+            return
+
+
+def answered(name: str, kind: str, limit: float | None = None) -> Row:
+    """Run one child within its limits of time and memory."""
+    head = {"network": name, "family": NETWORKS[name].family, "kind": kind}
+    paths = [str(ROOT / "src"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
+    if given := os.environ.get("ZOO_SOURCE"):
+        environment["PYTHONPATH"] = os.pathsep.join([given, paths[1]])
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "zoo.child", name, kind], stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
+        ended = watch(child, LIMIT_S[kind] if limit is None else limit)
+        out.seek(0)
+        text = out.read()
+    wall = round(time.perf_counter() - started, 2)
+    if ended:
+        return {**head, "status": ended, "why": f"stopped at {wall:.0f} s of wall clock", "wall_s": wall}
+    for found in reversed(text.splitlines()):
+        if found.startswith(MARK):
+            return {**head, **json.loads(found.removeprefix(MARK))}
+    why = " | ".join(text.strip().splitlines()[-2:])[:300]
+    return {**head, "status": "crash", "why": f"ended with status {child.returncode}: {why}", "wall_s": wall}
+
+
+def watch(child: subprocess.Popen[bytes], limit: float) -> str:
+    """Wait for the child; "timeout" or "memory" where it had to be stopped.
+
+    The limit is CPU seconds, so that a busy machine changes no verdict; a child that waits has four times as long.
+    """
+    deadline = time.monotonic() + 4 * limit
+    process = psutil.Process(child.pid)
+    while child.poll() is None:
+        try:
+            memory, spent = process.memory_info().rss >> 20, sum(process.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            memory, spent = 0, 0.0
+        late = spent > limit or time.monotonic() > deadline
+        if memory > LIMIT_MB or late:
+            child.kill()
+            child.wait()
+            return "timeout" if late else "memory"
+        time.sleep(0.1)
+    return ""
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, machine and versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from paretoprune.targets.fingerprint import machine_facts
+
+    versions = {}
+    for package in ("torch", "torchvision", "timm", "transformers", "onnxruntime", PEER_PACKAGE):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
+    return {"commit": commit, "machine": machine_facts(), "versions": versions}
+
+
+def line(row: Row) -> str:
+    cut = f"{row['cut']:6.1%}" if "cut" in row else " " * 6
+    error = f"{row['error']:.0e}" if "error" in row else " " * 5
+    why = row.get("why", "") if row["status"] != "exact" else ""
+    return (
+        f"{row['network']:34s} {row['kind']:5s} {row['status']:8s} {cut} {error} {row.get('output', ''):5s} {why[:120]}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
