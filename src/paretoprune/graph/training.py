@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -44,15 +45,17 @@ def _certain(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 def training_notes(model: nn.Module, example: Example, captured: fx.GraphModule) -> tuple[str, ...]:
     """Sentences on stochastic branches and outputs of training mode that the captured graph lacks.
 
-    Runs `model`, a private copy, once in training mode; its buffers and its mode are put back.
+    Runs `model`, a private copy, once in training mode; its buffers and its mode are put back. The run is on tensors
+    without values, which costs neither memory nor arithmetic, and on real ones only where forward reads a value.
     """
     buffers = [(value, value.clone()) for value in model.buffers()]
-    args, kwargs = pytree.tree_map(_copied, (example.args, dict(example.kwargs)))
-    draws = _Draws()
     model.train()
     try:
-        with torch.no_grad(), unwritten(model.parameters()), draws:
-            output = model(*args, **kwargs)
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True) as hollow:
+                draws, output = _run(model, example, hollow.from_tensor)
+        except Exception:  # noqa: BLE001 - the real run says what is wrong, if anything is
+            draws, output = _run(model, example, lambda value: value.detach().clone())
     except Exception as error:  # noqa: BLE001 - whatever forward raises in training is the user's business
         return (f"the network could not be run in training mode ({type(error).__name__}): branches of it are not kept",)
     finally:
@@ -60,11 +63,15 @@ def training_notes(model: nn.Module, example: Example, captured: fx.GraphModule)
         with torch.no_grad():
             for value, before in buffers:
                 value.copy_(before)
-    return tuple(_lost(draws.count, output, captured))
+    return tuple(_lost(draws, output, captured))
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+def _run(model: nn.Module, example: Example, made: Callable[[torch.Tensor], torch.Tensor]) -> tuple[int, Any]:
+    """(random draws, output)."""
+    args, kwargs = pytree.tree_map_only(torch.Tensor, made, (example.args, dict(example.kwargs)))
+    with torch.no_grad(), unwritten(model.parameters()), _Draws() as draws:
+        output = model(*args, **kwargs)
+    return draws.count, output
 
 
 def _lost(draws: int, output: Any, captured: fx.GraphModule) -> list[str]:
