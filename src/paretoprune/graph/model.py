@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
 
 from paretoprune.core.errors import CaptureError, DataError, ModelError
 from paretoprune.core.graph import Example
@@ -39,12 +40,15 @@ def check_model(model: nn.Module) -> None:
     if loop := _loop(model):
         raise ModelError(f"module '{loop}' contains itself: keep such a reference in a list or a plain function")
     devices: dict[str, str] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        _check_tensor(name, tensor)
+    named = (*model.named_parameters(), *model.named_buffers())
+    for name, tensor in named:
         devices.setdefault(str(tensor.device), name)
     if len(devices) > 1:
         where = " and ".join(f"'{n}' on {d}" for d, n in devices.items())
-        raise ModelError(f"parameters are on several devices ({where}): move the network to one with .to(device)")
+        load = "load the weights that are on meta, which have no values yet, and " if "meta" in devices else ""
+        raise ModelError(f"the network is on several devices ({where}): {load}move it to one with .to(device)")
+    for name, tensor in named:
+        _check_tensor(name, tensor)
     if not any(True for _ in model.parameters()):
         raise ModelError(f"{type(model).__name__} has no parameters: nothing to prune")
 
@@ -135,8 +139,14 @@ def check_example(model: nn.Module, example: Example) -> None:
     name, parameter = next(iter(model.named_parameters()))
     given = list(example.tensors())
     if not given:
-        raise DataError("the example holds no tensor: give a tensor, a tuple of inputs, or a dict of keyword inputs")
+        leaves = pytree.tree_leaves((example.args, dict(example.kwargs)))
+        kinds = ", ".join(sorted({type(v).__name__ for v in leaves if v is not None}))
+        held = f" but {kinds}" if kinds else ""
+        raise DataError(
+            f"the example holds no tensor{held}: give a tensor, a tuple of inputs, or a dict of keyword inputs"
+        )
     for key, tensor in given:
+        _check_input(key, tensor)
         if tensor.device != parameter.device:
             raise ModelError(
                 f"{key} is on {tensor.device} and parameter '{name}' on {parameter.device}: move one with .to(device)"
@@ -145,6 +155,28 @@ def check_example(model: nn.Module, example: Example) -> None:
             raise DataError(f"{key} has no dimensions: at least one input needs a batch dimension first")
         if 0 in tensor.shape:
             raise DataError(f"{key} is empty (shape {tuple(tensor.shape)}): give at least one sample")
+
+
+def _check_input(key: str, tensor: Any) -> None:
+    """An input must be a plain tensor of real values; minus infinity stands in additive masks."""
+    if not isinstance(tensor, torch.Tensor):
+        raise DataError(
+            f"{key} is a {type(tensor).__module__}.{type(tensor).__name__}: convert it with torch.as_tensor()"
+        )
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else "sparse"
+        dense = "pad it (.to_padded_tensor)" if tensor.is_nested else "convert it with .to_dense()"
+        raise DataError(f"{key} is a {kind} tensor: {dense}")
+    if tensor.is_quantized:
+        raise DataError(f"{key} is quantized ({tensor.dtype}): convert it with .dequantize()")
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    sound = torch.isfinite(tensor) if tensor.is_complex() else torch.isfinite(tensor) | torch.isneginf(tensor)
+    if not bool(sound.all()):
+        bad = int((~sound).sum())
+        raise DataError(
+            f"{key} holds {bad} NaN or infinite value(s) of {tensor.numel()}: give an example of real values"
+        )
 
 
 def private_copy(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:

@@ -45,6 +45,7 @@ def randomised(example: Example, seed: int, batch: int) -> Example:
         per_sample = next(entries)
         if not isinstance(value, torch.Tensor) or _offsets(value, leaves):
             return value
+        value = value.detach()
         whole = fixed or not value.ndim or not per_sample
         shape = value.shape if whole else (batch * per_sample, *value.shape[1:])
         if value.is_floating_point():
