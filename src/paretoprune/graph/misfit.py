@@ -70,7 +70,7 @@ def _dtype(model: nn.Module, example: Example) -> str:
     """Floating inputs of another type than every floating parameter, where the network takes the parameters' type."""
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     other = next(((n, t.dtype) for n, t in example.tensors() if t.dtype not in types), None)
-    if len(types) != 1 or other is None:
+    if len(types) != 1 or other is None or other[1].is_complex:
         return ""
     (wanted,) = types
 
