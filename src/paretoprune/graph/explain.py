@@ -61,6 +61,11 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         "register one with torch.library.register_fake('{0}')",
     ),
     (
+        r"_higher_order_ops[/\\]",
+        "a control-flow operator of torch's (cond, scan, while_loop) is used, which torch.export cannot see through here",
+        "use torch.where, or put that step into a submodule of its own, which is then run as it is",
+    ),
+    (
         r"FakeTensor\.__format__",
         "a value of the data is written into a text",
         "take the print or log out of forward, or put it into a hook",

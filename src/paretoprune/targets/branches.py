@@ -48,7 +48,7 @@ def check_one_way(module: nn.Module, name: str, tensors: Sequence[torch.Tensor],
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             module(*(mode.from_tensor(t) for t in tensors))
-    except Exception as error:  # noqa: BLE001 - whatever a network raises without values; only where is asked
+    except Exception as error:  # whatever a network raises without values; only where is asked
         found = _place(error, places)
         code = linecache.getline(*found).strip() if found else ""
         if found and not code.startswith("assert "):  # a file without the assertion computes the same
