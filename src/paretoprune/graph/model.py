@@ -32,11 +32,21 @@ _HOOKS = (
 
 def check_model(model: nn.Module) -> None:
     """Refuse NaN or infinite weights, several devices, no parameters: before any work."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model is a {type(model).__name__}; give a torch.nn.Module (an instance, not its class)")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the network is TorchScript, which has no Python code: give the module that it was made from")
-    _check_modules(model)
+    if isinstance(model, nn.Module):
+        _check_modules(model)
+    check_sound(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _check_kind(name, tensor)
+    if not any(True for _ in model.parameters()):
+        raise ModelError(f"{type(model).__name__} has no parameters: nothing to prune")
+
+
+def check_sound(model: nn.Module) -> None:
+    """Refuse what can neither be pruned nor exported: NaN or infinite weights, several devices, a module in itself."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is a {type(model).__name__}; give a torch.nn.Module (an instance, not its class)")
     if loop := _loop(model):
         raise ModelError(f"module '{loop}' contains itself: keep such a reference in a list or a plain function")
     devices: dict[str, str] = {}
@@ -48,9 +58,7 @@ def check_model(model: nn.Module) -> None:
         load = "load the weights that are on meta, which have no values yet, and " if "meta" in devices else ""
         raise ModelError(f"the network is on several devices ({where}): {load}move it to one with .to(device)")
     for name, tensor in named:
-        _check_tensor(name, tensor)
-    if not any(True for _ in model.parameters()):
-        raise ModelError(f"{type(model).__name__} has no parameters: nothing to prune")
+        _check_values(name, tensor)
 
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "torchao.")
@@ -80,19 +88,23 @@ _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "Distribu
 """Class -> where the network is in it."""
 
 
-def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+def _check_kind(name: str, tensor: torch.Tensor) -> None:
+    """Refuse what surgery cannot slice."""
+    if type(tensor).__module__.startswith(_QUANTIZED) or tensor.is_quantized:
+        raise ModelError(f"'{name}' is already quantized: give the float network, quantization is done here")
+    if tensor.layout != torch.strided:
+        raise ModelError(f"'{name}' is a sparse tensor ({tensor.layout}): convert it with .to_dense() first")
+
+
+def _check_values(name: str, tensor: torch.Tensor) -> None:
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         raise ModelError(f"'{name}' has no shape yet (a lazy module): run the network once, then give it")
     if type(tensor).__name__ in _SHARDED:
         raise ModelError(f"'{name}' {_GATHER}")
-    if type(tensor).__module__.startswith(_QUANTIZED):
-        raise ModelError(f"'{name}' is already quantized: give the float network, quantization is done here")
     if tensor.is_meta:
         raise ModelError(f"'{name}' is on the meta device, without values: load the weights first")
-    if tensor.layout != torch.strided:
-        raise ModelError(f"'{name}' is a sparse tensor ({tensor.layout}): convert it with .to_dense() first")
-    if tensor.is_quantized:
-        raise ModelError(f"'{name}' is already quantized: give the float network, quantization is done here")
+    if type(tensor).__module__.startswith(_QUANTIZED) or tensor.is_quantized or tensor.layout != torch.strided:
+        return
     if not tensor.is_floating_point() and not tensor.is_complex():
         return
     if not _finite(tensor.detach()) and not _is_mask(tensor):
