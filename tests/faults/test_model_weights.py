@@ -14,7 +14,6 @@ from torch.nn import functional as F
 import paretoprune as pp
 from paretoprune.core.errors import DataError, ModelError, TargetError
 
-
 pytestmark = pytest.mark.fault
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
 
