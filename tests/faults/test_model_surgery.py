@@ -139,11 +139,11 @@ def test_37_the_callers_model_is_left_alone(kept: Any) -> None:
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, n=name: calls.append(n))
         module.register_forward_pre_hook(lambda *_, n=name: calls.append(n))
-    example = X.clone()
+    example, batches = X.clone(), [torch.randn(8, 6)]
     with kept.unchanged(model):
         graph = pp.trace(model, example)
     with kept.unchanged(model):
-        pruned = pp.prune(model, example, ratio=0.5, calibration=[torch.randn(8, 6)])
+        pruned = pp.prune(model, example, ratio=0.5, calibration=batches)
     with kept.unchanged(model):
         pp.apply(model, example, pruned.plan)
     assert calls == []
