@@ -37,6 +37,24 @@ def test_19_nan_weights(searching: Searching, tmp_path: Path, net: nn.Module) ->
     refused(searching, tmp_path, errors.ModelError, r"'conv2\.weight' holds 144 NaN value", model=net)
 
 
+def test_20_nan_in_the_recovery_of_one_candidate_fails_that_one_alone(searching: Searching, tmp_path: Path) -> None:
+    from paretoprune.store.run import RunFolder
+    from paretoprune.tasks.classification import CLASSIFICATION
+
+    trained = iter(range(10**6))
+
+    def loss(output: Any, labels: Any) -> Tensor:
+        """Of the first step that is trained it is no number."""
+        right = CLASSIFICATION.loss(output, labels)
+        return right * float("nan") if right.requires_grad and next(trained) == 0 else right
+
+    front = searching(task=replace(CLASSIFICATION, loss=loss), steps=3, candidates=2)
+    assert {member.name for member in front.candidates} == {"original", "c02-fp32"}
+    failures = RunFolder.read(tmp_path / "run").all("failure")
+    assert list(failures) == ["c01"]
+    assert "distillation: the loss is nan at step 0; lower lr=" in failures["c01"]["cause"]
+
+
 @pytest.mark.parametrize("name", ["train", "validation", "test", "calibration"])
 def test_39_empty_loader(searching: Searching, tmp_path: Path, data: pp.Data, name: str) -> None:
     refused(searching, tmp_path, errors.DataError, f"{name} is empty", data=replace(data, **{name: []}))

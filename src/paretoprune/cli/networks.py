@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from paretoprune.core.measurement import Measurement
-    from paretoprune.pipeline.survey import Survey
 
 
 def inspect(
@@ -27,7 +26,8 @@ def inspect(
     dtype: Annotated[str, typer.Option(help="Its type.")] = "float32",
     example: Annotated[str | None, typer.Option(help="pkg.mod:example, in place of a shape.")] = None,
     time: Annotated[bool, typer.Option("--time", help="Also measure each layer alone on ONNX Runtime.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every axis and layer, also of a large network.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every axis.")] = False,
 ) -> None:
     """Show the axes of a network, what each controls, and what cannot be pruned and why."""
     from paretoprune.pipeline.survey import survey
@@ -38,7 +38,9 @@ def inspect(
     if as_json:
         show.json_text(found.to_json())
         return
-    show.rich_text(_axes(found), _layers(found))
+    from paretoprune.cli.inspect_tables import tables
+
+    show.rich_text(*tables(found, everything=everything))
     kept = sum(axis.prunable for axis in found.axes)
     show.line(
         f"{found.model}: {found.parameters:,} parameters, {found.macs:,} MACs for one sample; "
@@ -69,48 +71,6 @@ def _sizes(shape: str) -> list[int]:
         return [int(part) for part in shape.split(",")]
     except ValueError:
         raise UsageError(f"--shape {shape!r}: give whole numbers with commas, e.g. 3,32,32") from None
-
-
-def _axes(found: Survey) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    from paretoprune.report.text import clean
-
-    table = Table(box=None, pad_edge=False, title="axes", title_justify="left")
-    for title in ("axis", "size", "kind", "parameters", "MACs", "why not"):
-        table.add_column(title, justify="right" if title in ("size", "parameters", "MACs") else "left")
-    for axis in sorted(found.axes, key=lambda a: not a.prunable):
-        counts = (f"{axis.parameters:,}", f"{axis.macs:,} ({_share(axis.macs, found.macs)})")
-        style = "" if axis.prunable else "dim"
-        words = (Text(clean(text)) for text in (axis.id, str(axis.size), axis.kind, *counts, axis.why))
-        table.add_row(*words, style=style)
-    return table
-
-
-def _layers(found: Survey) -> Table:
-    """MACs are work, not time: time is shown only where it was measured."""
-    from rich.table import Table
-
-    from paretoprune.report.text import clean, number
-
-    timed = any(layer.ms is not None for layer in found.layers)
-    table = Table(box=None, pad_edge=False, title="layers", title_justify="left")
-    table.add_column("layer")
-    table.add_column("MACs (not time)", justify="right")
-    if timed:
-        table.add_column("ms alone, measured", justify="right")
-    total_ms = sum(layer.ms or 0.0 for layer in found.layers)
-    for layer in found.layers:
-        cells = [clean(layer.layer), f"{layer.macs:,} ({_share(layer.macs, found.macs)})"]
-        if layer.ms is not None:
-            cells.append(f"{number(layer.ms)} ({_share(layer.ms, total_ms)})")
-        table.add_row(*cells)
-    return table
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
 def measure(

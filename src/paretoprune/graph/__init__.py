@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paretoprune.graph.model import check_model, private_copy
+from paretoprune.graph.model import check_model, check_sound, private_copy
 from paretoprune.graph.rebuild import Rebuilt, put_tensors, rebuild, rebuilt
 from paretoprune.graph.rebuild_compare import Difference, difference, figures, outputs_differ
 from paretoprune.graph.rebuild_edits import Edits, apply_edits
@@ -20,6 +20,7 @@ __all__ = [
     "apply_edits",
     "check",
     "check_model",
+    "check_sound",
     "cut",
     "difference",
     "dump",

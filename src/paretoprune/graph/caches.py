@@ -24,8 +24,8 @@ def without_cache(model: nn.Module) -> Iterator[bool]:
 
 
 def _caching(model: nn.Module) -> list[Any]:
-    library = sys.modules.get("transformers")
-    base = getattr(library, "PretrainedConfig", None) if library is not None else None
+    library = sys.modules.get("transformers.configuration_utils")  # the package itself would import it, or fail to
+    base = None if library is None else getattr(library, "PretrainedConfig", None)
     if base is None:
         return []
     held = {id(c): c for m in model.modules() if isinstance(c := getattr(m, "config", None), base)}

@@ -29,6 +29,7 @@ from paretoprune.graph.inputs import (
     shapes_of,
 )
 from paretoprune.graph.locate import attempt, by_frames, caller_of, calls_of, children_of, smallest, variants
+from paretoprune.graph.misfit import misfit, without_batch
 from paretoprune.graph.opaque import Unit, notes_of
 from paretoprune.graph.predict import predict
 from paretoprune.graph.training import training_notes
@@ -73,6 +74,7 @@ def _captured(
         if error is not None:
             refusal = refusal or _cannot_run(model, example, error)
             continue
+        _check_output(model, output)
         task = _Task(model, larger, marked(larger, extra), output, extra=extra)
         task.notes = registered(output)
         try:
@@ -87,12 +89,20 @@ def _captured(
 def _cannot_run(model: nn.Module, example: Example, error: Exception) -> CaptureError:
     """A wrong example must fail as the user's own call would, not deep inside the exporter."""
     shapes = ", ".join(f"{n}: {tuple(t.shape)} {t.dtype}" for n, t in example.tensors())
-    refusal = CaptureError(
-        f"{type(model).__name__} cannot run on the example ({shapes}): {first_line(error)}"
-        f"{user_line(error)}; give an example of the shape and type that forward expects"
+    why = misfit(model, example) or (
+        f"{first_line(error)}{user_line(error)}; give an example of the shape and type that forward expects"
     )
+    refusal = CaptureError(f"{type(model).__name__} cannot run on the example ({shapes}): {why}")
     refusal.__cause__ = error
     return refusal
+
+
+def _check_output(model: nn.Module, output: Any) -> None:
+    """Something must come out that the graph can be compared by."""
+    leaves = pytree.tree_leaves(output)
+    if all(leaf is None or isinstance(leaf, (bool, int, float, str)) for leaf in leaves):
+        given = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or type(output).__name__
+        raise CaptureError(f"forward of {type(model).__name__} returns no tensor ({given}); return what it computes")
 
 
 def _fixed(example: Example, module: fx.GraphModule) -> list[str]:
@@ -201,6 +211,8 @@ def _refusal(task: _Task, error: Exception) -> str:
     problem = explain(error)
     _, raised = task.sizes
     if isinstance(error, SizeError) and raised is not None:
+        if missing := without_batch(task.model, task.example):
+            return f"{type(task.model).__name__} cannot be captured on the example: {missing}"
         problem = Problem(problem.why, problem.remedy, problem.where or user_line(raised))
     text = problem.of(type(task.model).__name__)
     works = _that_work(task, "") if raised is None else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import re
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import torch
 OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 """Code that is not the user's: torch's and this package's."""
 
+
+_STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
+_INSTALLED = ("site-packages", "dist-packages")
 
 ANY_SIZE = "use x.shape[0] or -1 instead of a number"
 
@@ -37,7 +41,7 @@ class SizeError(Exception):
 
 
 class StateError(Exception):
-    """The captured graph gives other values than the network."""
+    """The captured graph gives other values than the network, for what no operator shows."""
 
 
 _TABLE: tuple[tuple[str, str, str], ...] = (
@@ -45,6 +49,26 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         r"Exporting a ScriptModule|ScriptMethod|__torch__|not an instance of torch.nn.Parameter",
         "it is TorchScript, whose operators cannot be seen",
         "give the Python module that it was compiled from",
+    ),
+    (
+        r"<class '(?:[\w<>]+\.)*(\w*Cache)'>",
+        "a {} goes in or out, inside which no tensor can be seen",
+        "leave the cache out (use_cache=False): a graph computes every position anew",
+    ),
+    (
+        r"no fake impl registered for <CustomOpDef\(([\w:]+)\)>",
+        "operator {0} does not say what shape it gives (it has no fake kernel)",
+        "register one with torch.library.register_fake('{0}')",
+    ),
+    (
+        r"_higher_order_ops[/\\]",
+        "a control-flow operator of torch's (cond, scan, while_loop) is used, which cannot be exported",
+        "use torch.where, or put that step into a submodule of its own, which is then run as it is",
+    ),
+    (
+        r"FakeTensor\.__format__",
+        "a value of the data is written into a text",
+        "take the print or log out of forward, or put it into a hook",
     ),
     (
         r"Found <class '(?:[\w<>]+\.)*(\w+)'> in output|output type <class '(?:[\w<>]+\.)*(\w+)'>",
@@ -137,14 +161,16 @@ def explain(error: BaseException) -> Problem:
     if isinstance(error, SizeError):
         return Problem(str(error), error.remedy, where or (user_line(error.cause) if error.cause else ""))
     if isinstance(error, StateError):
-        remedy = "make forward free of state that it changes"
-        return Problem("the graph gives other values than the network: it depends on hidden state", remedy, where)
+        why = "the graph gives other values than the network: it depends on hidden state, or a try hides a failed step"
+        remedy = "make forward free of state that it changes, of random numbers that are not torch's, and of such a try"
+        return Problem(why, remedy, where)
     text = f"{type(error).__name__}: {error}"
     if type(error).__name__ == "UnsupportedOperatorException" and (found := _OPERATOR.match(str(error))):
         return _of_operator(found, where)
     for pattern, why, remedy in _TABLE:
         if match := re.search(pattern, text):
-            return Problem(why.format(next((g for g in match.groups() if g), "")), remedy, where)
+            named = next((g for g in match.groups() if g), "")
+            return Problem(why.format(named), remedy.format(named), where)
     return Problem(first_line(error), "give pp.trace the submodules that can be captured", where)
 
 
@@ -164,17 +190,29 @@ def user_line(error: BaseException) -> str:
     while trace is not None:
         frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno, ""))
         trace = trace.tb_next
-    user = [f for f in frames if not f[0].startswith((*OWN, "<"))]
+    user = [f for f in frames if _is_users(f[0])]
     if not user:
         return ""
     file, line, source = user[-1]
     return f", at {file}:{line}: {(source or linecache.getline(file, line)).strip()}"
 
 
+def _is_users(file: str) -> bool:
+    """Also a library over torch: what its layers do is what the user calls."""
+    if file.startswith((*OWN, "<")):
+        return False
+    return not file.startswith(_STANDARD) or any(part in file for part in _INSTALLED)
+
+
+def conditions(text: str) -> str:
+    """A condition of the exporter's on sizes in words: "dimension 0 of x <= 25"."""
+    return re.sub(r"(\w+)\.size\(\)\[(\d+)\]", r"dimension \2 of \1", text)
+
+
 def definition(module: torch.nn.Module) -> str:
     """A suffix ", in forward at file:line" where no more is known; empty for code that is not the user's."""
     code = None if isinstance(module, torch.jit.ScriptModule) else getattr(type(module).forward, "__code__", None)
-    if code is None or code.co_filename.startswith((*OWN, "<")):
+    if code is None or not _is_users(code.co_filename):
         return ""
     return f", in forward at {code.co_filename}:{code.co_firstlineno}"
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from paretoprune.core.graph import Example
-from paretoprune.graph.explain import ANY_SIZE, SizeError, StateError
+from paretoprune.graph.explain import ANY_SIZE, SizeError, StateError, conditions
 from paretoprune.graph.fold import fold_constants
 from paretoprune.graph.functional import functional
 from paretoprune.graph.inline import inline_regions
@@ -32,7 +32,7 @@ from paretoprune.graph.inputs import (
     symbols_of,
     values_at,
 )
-from paretoprune.graph.locate import attempt
+from paretoprune.graph.locate import attempt, shuffled
 from paretoprune.graph.opaque import Unit, hidden, reveal
 from paretoprune.graph.plain import plain_layers
 from paretoprune.graph.shared import unwritten
@@ -84,11 +84,15 @@ def export(
     reveal(module, model, units)
     clean = _cleaned(module, example)
     _dynamic(clean, example, dims, extra, part=part)
-    if not equal(expected, run(clean, example)):
+    got = run(clean, example)
+    if not equal(expected, got):
         again, _ = attempt(model, example)
-        if equal(expected, again):
-            raise StateError
-        return Export(clean, [f"{type(model).__name__} gives random outputs in eval mode"])
+        if not equal(again, got):
+            if equal(expected, again) or equal(got, run(clean, example)):
+                raise StateError
+            return Export(clean, [f"{type(model).__name__} gives random outputs in eval mode"])
+        expected = again  # what the network had remembered was out of date
+    _other_values(model, clean, example)
     return Export(clean, _Sizes(model, clean, example, expected, guard).problems())
 
 
@@ -97,6 +101,20 @@ def run(module: fx.GraphModule, example: Example) -> Any:
     given = fresh(example)
     with torch.no_grad(), unwritten(module.parameters()):
         return module(*given.args, **given.kwargs)
+
+
+def _other_values(model: nn.Module, module: fx.GraphModule, example: Example) -> None:
+    """StateError if the two differ on other values: a `try` may hide from the exporter that the data decide."""
+    other = shuffled(example, negated=True)
+    expected, error = attempt(model, other)
+    if error is not None:
+        return
+    try:
+        same = equal(expected, run(module, other))
+    except (RuntimeError, IndexError, ValueError, TypeError) as failure:
+        raise StateError from failure
+    if not same:
+        raise StateError
 
 
 @contextlib.contextmanager
@@ -173,7 +191,7 @@ def _guard(module: Any) -> Guard:
         try:
             checks(*leaves_of(example))
         except AssertionError as error:
-            return str(error).removeprefix("Guard failed: ")
+            return conditions(str(error).removeprefix("Guard failed: "))
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NameError):
             return ""  # conditions on what a graph cannot hold; the comparisons below need none of them
         return ""

@@ -62,7 +62,7 @@ def where(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [str(path) for path, _ in stack.values()] if stack else []
     path = paths[-1].replace("L['self'].", "") if paths else ""
-    name = str(node.target).removeprefix("aten.").split(".")[0] if node.op == "call_function" else node.name
+    name = str(node.target).split(".")[-2:][0] if node.op == "call_function" else node.name
     return f"{path} ({name})" if path else name
 
 

@@ -34,9 +34,14 @@ def _with_leaves(example: Example, leaves: Sequence[Any]) -> Example:
     return Example(args, kwargs)
 
 
+def mapped(example: Example, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
+    """The example with every tensor changed."""
+    return _with_leaves(example, [change(v) if isinstance(v, torch.Tensor) else v for v in leaves_of(example)])
+
+
 def fresh(example: Example) -> Example:
     """Copies of the inputs: a network may write into what it is given."""
-    return _with_leaves(example, [v.detach().clone() if isinstance(v, torch.Tensor) else v for v in leaves_of(example)])
+    return mapped(example, lambda v: v.detach().clone())
 
 
 def resized(example: Example, sizes: Sizes) -> Example:
@@ -152,7 +157,7 @@ def named_keywords(model: nn.Module, example: Example) -> Iterator[None]:
     signature = inspect.signature(model.forward)
     kinds = inspect.Parameter
     listed = [p for p in signature.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
-    extra = [n for n in example.kwargs if n not in signature.parameters]
+    extra = [n for n in example.kwargs if n not in {p.name for p in listed}]
     if not extra or len(listed) == len(signature.parameters):
         yield
         return

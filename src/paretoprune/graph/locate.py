@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from paretoprune.core.graph import Example
 from paretoprune.graph.explain import OWN
-from paretoprune.graph.inputs import batches_of, fresh, leaves_of, resized
+from paretoprune.graph.inputs import batches_of, fresh, leaves_of, mapped, resized
 from paretoprune.graph.opaque import replaced
 from paretoprune.graph.predict import Call
 from paretoprune.graph.shared import unwritten
@@ -89,7 +89,7 @@ def variants(model: nn.Module, example: Example, extra: Mapping[int, frozenset[i
         raised = raised or error
     else:
         return found, raised
-    for other in (*_lengths(example, extra), _shuffled(example)):
+    for other in (*_lengths(example, extra), shuffled(example)):
         if attempt(model, other)[1] is None:
             found.append(other)
     return found, None
@@ -113,18 +113,22 @@ def _lengths(example: Example, extra: Mapping[int, frozenset[int]]) -> Iterator[
         yield from (resized(example, {i: {d: n}}) for i, dims in longer.items() for d, n in dims.items())
 
 
-def _shuffled(example: Example) -> Example:
-    """The same sizes with the samples' values mixed up: what depends on the data may change."""
+def shuffled(example: Example, *, negated: bool = False) -> Example:
+    """The same sizes with the samples' values mixed up, or mixed up and negated: what depends on the data may change.
+
+    A list of whole numbers stays: it may hold lengths or offsets, whose order means something.
+    """
     generator = torch.Generator().manual_seed(0)
 
-    def mix(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or not value.numel():
+    def mix(value: torch.Tensor) -> torch.Tensor:
+        floating = value.is_floating_point() or value.is_complex()
+        if not floating and value.ndim < 2:
             return value
         order = torch.randperm(value.numel(), generator=generator).to(value.device)
-        return value.reshape(-1)[order].reshape(value.shape)
+        mixed = value.detach().reshape(-1)[order].reshape(value.shape)
+        return -mixed if negated and floating else mixed
 
-    args, kwargs = pytree.tree_map(mix, (example.args, dict(example.kwargs)))
-    return Example(args, kwargs)
+    return mapped(example, mix)
 
 
 def calls_of(model: nn.Module, path: str, examples: Sequence[Example]) -> list[list[Call]]:

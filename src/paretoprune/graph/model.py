@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
 
 from paretoprune.core.errors import CaptureError, DataError, ModelError
 from paretoprune.core.graph import Example
@@ -31,22 +32,33 @@ _HOOKS = (
 
 def check_model(model: nn.Module) -> None:
     """Refuse NaN or infinite weights, several devices, no parameters: before any work."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model is a {type(model).__name__}; give a torch.nn.Module (an instance, not its class)")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the network is TorchScript, which has no Python code: give the module that it was made from")
-    _check_modules(model)
+    if isinstance(model, nn.Module):
+        _check_modules(model)
+    check_sound(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _check_kind(name, tensor)
+    if not any(True for _ in model.parameters()):
+        raise ModelError(f"{type(model).__name__} has no parameters: nothing to prune")
+
+
+def check_sound(model: nn.Module) -> None:
+    """Refuse what can neither be pruned nor exported: NaN or infinite weights, several devices, a module in itself."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is a {type(model).__name__}; give a torch.nn.Module (an instance, not its class)")
     if loop := _loop(model):
         raise ModelError(f"module '{loop}' contains itself: keep such a reference in a list or a plain function")
     devices: dict[str, str] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        _check_tensor(name, tensor)
+    named = (*model.named_parameters(), *model.named_buffers())
+    for name, tensor in named:
         devices.setdefault(str(tensor.device), name)
     if len(devices) > 1:
         where = " and ".join(f"'{n}' on {d}" for d, n in devices.items())
-        raise ModelError(f"parameters are on several devices ({where}): move the network to one with .to(device)")
-    if not any(True for _ in model.parameters()):
-        raise ModelError(f"{type(model).__name__} has no parameters: nothing to prune")
+        load = "load the weights that are on meta, which have no values yet, and " if "meta" in devices else ""
+        raise ModelError(f"the network is on several devices ({where}): {load}move it to one with .to(device)")
+    for name, tensor in named:
+        _check_values(name, tensor)
 
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "torchao.")
@@ -76,19 +88,23 @@ _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "Distribu
 """Class -> where the network is in it."""
 
 
-def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+def _check_kind(name: str, tensor: torch.Tensor) -> None:
+    """Refuse what surgery cannot slice."""
+    if type(tensor).__module__.startswith(_QUANTIZED) or tensor.is_quantized:
+        raise ModelError(f"'{name}' is already quantized: give the float network, quantization is done here")
+    if tensor.layout != torch.strided:
+        raise ModelError(f"'{name}' is a sparse tensor ({tensor.layout}): convert it with .to_dense() first")
+
+
+def _check_values(name: str, tensor: torch.Tensor) -> None:
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         raise ModelError(f"'{name}' has no shape yet (a lazy module): run the network once, then give it")
     if type(tensor).__name__ in _SHARDED:
         raise ModelError(f"'{name}' {_GATHER}")
-    if type(tensor).__module__.startswith(_QUANTIZED):
-        raise ModelError(f"'{name}' is already quantized: give the float network, quantization is done here")
     if tensor.is_meta:
         raise ModelError(f"'{name}' is on the meta device, without values: load the weights first")
-    if tensor.layout != torch.strided:
-        raise ModelError(f"'{name}' is a sparse tensor ({tensor.layout}): convert it with .to_dense() first")
-    if tensor.is_quantized:
-        raise ModelError(f"'{name}' is already quantized: give the float network, quantization is done here")
+    if type(tensor).__module__.startswith(_QUANTIZED) or tensor.is_quantized or tensor.layout != torch.strided:
+        return
     if not tensor.is_floating_point() and not tensor.is_complex():
         return
     if not _finite(tensor.detach()) and not _is_mask(tensor):
@@ -135,8 +151,14 @@ def check_example(model: nn.Module, example: Example) -> None:
     name, parameter = next(iter(model.named_parameters()))
     given = list(example.tensors())
     if not given:
-        raise DataError("the example holds no tensor: give a tensor, a tuple of inputs, or a dict of keyword inputs")
+        leaves = pytree.tree_leaves((example.args, dict(example.kwargs)))
+        kinds = ", ".join(sorted({type(v).__name__ for v in leaves if v is not None}))
+        held = f" but {kinds}" if kinds else ""
+        raise DataError(
+            f"the example holds no tensor{held}: give a tensor, a tuple of inputs, or a dict of keyword inputs"
+        )
     for key, tensor in given:
+        _check_input(key, tensor)
         if tensor.device != parameter.device:
             raise ModelError(
                 f"{key} is on {tensor.device} and parameter '{name}' on {parameter.device}: move one with .to(device)"
@@ -145,6 +167,28 @@ def check_example(model: nn.Module, example: Example) -> None:
             raise DataError(f"{key} has no dimensions: at least one input needs a batch dimension first")
         if 0 in tensor.shape:
             raise DataError(f"{key} is empty (shape {tuple(tensor.shape)}): give at least one sample")
+
+
+def _check_input(key: str, tensor: Any) -> None:
+    """An input must be a plain tensor of real values; minus infinity stands in additive masks."""
+    if not isinstance(tensor, torch.Tensor):
+        raise DataError(
+            f"{key} is a {type(tensor).__module__}.{type(tensor).__name__}: convert it with torch.as_tensor()"
+        )
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else "sparse"
+        dense = "pad it (.to_padded_tensor)" if tensor.is_nested else "convert it with .to_dense()"
+        raise DataError(f"{key} is a {kind} tensor: {dense}")
+    if tensor.is_quantized:
+        raise DataError(f"{key} is quantized ({tensor.dtype}): convert it with .dequantize()")
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    sound = torch.isfinite(tensor) if tensor.is_complex() else torch.isfinite(tensor) | torch.isneginf(tensor)
+    if not bool(sound.all()):
+        bad = int((~sound).sum())
+        raise DataError(
+            f"{key} holds {bad} NaN or infinite value(s) of {tensor.numel()}: give an example of real values"
+        )
 
 
 def private_copy(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:

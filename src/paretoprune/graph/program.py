@@ -74,6 +74,7 @@ class _Observer(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, watch: Mapping[str, Watcher], batch_statistics: bool):
         super().__init__(module)
         self.watch, self.batch_statistics = watch, batch_statistics
+        self.extra_traceback = False  # an error of a watcher is one sentence
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.watch:

@@ -20,6 +20,7 @@ from paretoprune.core.errors import SurgeryError
 from paretoprune.core.graph import Example
 from paretoprune.core.plan import Plan
 from paretoprune.graph.algebra import Expr, atoms_of, factors_of
+from paretoprune.graph.explain import first_line, user_line
 from paretoprune.graph.op import WHOLE, bind
 from paretoprune.graph.opaque import carried
 from paretoprune.graph.positions import kept_indices
@@ -45,6 +46,7 @@ def randomised(example: Example, seed: int, batch: int) -> Example:
         per_sample = next(entries)
         if not isinstance(value, torch.Tensor) or _offsets(value, leaves):
             return value
+        value = value.detach()
         whole = fixed or not value.ndim or not per_sample
         shape = value.shape if whole else (batch * per_sample, *value.shape[1:])
         if value.is_floating_point():
@@ -223,7 +225,16 @@ class _Retyped(fx.Interpreter):
         return self._side[value.name] if isinstance(value, _Unmade) else value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return carried(self.graph_module, str(target), self._side.__getitem__)(*args, **kwargs)
+        part = carried(self.graph_module, str(target), self._side.__getitem__)
+        try:
+            return part(*args, **kwargs)
+        except Exception as error:  # the user's own code raises anything
+            if self._dtype is not None:
+                raise _TypeInsisted from error
+            raise SurgeryError(
+                f"'{target}', which is run as it is, fails on the random inputs of the self-check: "
+                f"{first_line(error)}{user_line(error)}; leave out with ignore= what stands before it"
+            ) from error
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = pytree.tree_map(self._retyped, (args, kwargs))

@@ -62,7 +62,7 @@ def blueprint_of(model: nn.Module, edits: Edits, example: Example) -> Blueprint:
 
 def is_pretrained(model: Any) -> bool:
     """Is it a model of transformers? Imports nothing."""
-    library = sys.modules.get("transformers")
+    library = sys.modules.get("transformers.modeling_utils")  # the package itself would import it, or fail to
     base = None if library is None else getattr(library, "PreTrainedModel", None)
     return base is not None and isinstance(model, base)
 

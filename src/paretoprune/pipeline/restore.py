@@ -132,7 +132,7 @@ def built(blueprint: Blueprint) -> tuple[nn.Module | None, str]:
 def _imported(name: str) -> Any:
     """The class, if it is a model of transformers, goes by just this name and its module is there already."""
     module, _, qualname = name.partition(":")
-    base = getattr(sys.modules.get("transformers"), "PreTrainedModel", None)
+    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
     kind = vars(sys.modules[module]).get(qualname) if module in sys.modules else None
     if base is None or not module.startswith("transformers.models.") or not isinstance(kind, type):
         return None

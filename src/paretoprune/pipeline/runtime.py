@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from paretoprune import graph as graphs
 from paretoprune.core.data import split_batch
 from paretoprune.core.errors import FileError, UsageError
 from paretoprune.core.graph import Example
@@ -31,9 +32,11 @@ def export(
 ) -> Path:
     """Write `model` as a file of the target, reload it and compare it with the model.
 
-    `calibration` batches are needed for int8. Raises ExportMismatchError with the largest error; nothing is left then.
+    `calibration` batches are needed for int8. Raises ModelError for NaN weights and the like, and ExportMismatchError
+    with the largest error; nothing is left then.
     """
     module = model.model if isinstance(model, Pruned) else model
+    graphs.check_sound(module)
     inputs = None if calibration is None else [split_batch(batch)[0] for batch in calibration]
     return find_target(target).export(module, Example.of(example), Path(path), precision, inputs)
 

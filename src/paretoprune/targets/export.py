@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.jit._trace import TracerWarning
 from torch.utils import _pytree as pytree
 
 from paretoprune.core.errors import ExportMismatchError, TargetError
 from paretoprune.core.graph import Example
+from paretoprune.targets.branches import Place, check_one_way, python_values
 from paretoprune.targets.feeds import Signature, array_of, feed_of, randomised, resized, signature_of
 from paretoprune.targets.files import new_file
 from paretoprune.targets.session import OrtRunner, one_line
@@ -95,7 +95,7 @@ def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
     axes = {name: {0: "batch"} for name, batched in zip(inputs, flat.signature.batched, strict=True) if batched}
     axes |= {name: {0: "batch"} for name, o in zip(names, outputs, strict=True) if o.dim() and o.shape[0] == batch}
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet() as places, torch.no_grad():
             torch.onnx.export(
                 flat,
                 tuple(tensors),
@@ -109,6 +109,7 @@ def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
             )
     except (RuntimeError, TypeError, ValueError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
         raise TargetError(f"the ONNX exporter refused the network: {one_line(error)}") from error
+    check_one_way(flat, type(flat.module).__name__, tensors, places)
 
 
 def verify(runner: OrtRunner, flat: _Flat, tensors: list[torch.Tensor]) -> None:
@@ -186,11 +187,10 @@ def _set_mode(module: nn.Module, training: bool) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's farewell to itself, its tracing hints (the file is verified by numbers) and what it prints."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+def _quiet() -> Iterator[set[Place]]:
+    """Without the exporter's farewell to itself and what it prints. Gives the places that its tracer warned of."""
+    with python_values() as places, contextlib.redirect_stdout(io.StringIO()):
         warnings.filterwarnings("ignore", message="You are using the legacy TorchScript", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="The feature will be removed", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=TracerWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
-        yield
+        yield places

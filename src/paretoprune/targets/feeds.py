@@ -45,6 +45,8 @@ def signature_of(example: Example) -> tuple[Signature, list[torch.Tensor]]:
     leaves, spec = pytree.tree_flatten((tuple(example.args), dict(example.kwargs)))
     places = tuple(i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape"))
     tensors = [torch.as_tensor(leaves[i]).detach() for i in places]
+    if meta := [name for name, tensor in zip(names, tensors, strict=True) if tensor.is_meta]:
+        raise DataError(f"{meta[0]} is on the meta device, without values: give an example on the network's device")
     sizes = [t.shape[0] for t in tensors if t.dim()]
     if not sizes or sizes[0] == 0:
         raise DataError("the example holds no tensor with a batch dimension (dimension 0); give one batch of inputs")
