@@ -241,7 +241,8 @@ def test_a_class_of_the_users_own_gives_the_graph(keras: Any, unsettled: Any, ru
     dead, whole = subclassed(keras), images(3)
     dead(whole)
     dead.set_weights(model.get_weights())
-    names = {f"{layer.name}.{v.name}": v for layer in dead.layers for v in layer.weights}
+    twins = zip(model.layers, dead.layers, strict=True)
+    names = {f"{own.name}.{v.name}": v for own, layer in twins for v in layer.weights}
     for name, dims in pruned.kept.items():
         for dim, kept in enumerate(dims):
             if kept is not None and "moving_" not in name:
@@ -297,6 +298,7 @@ def test_keras_is_imported_only_when_it_is_asked_for(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@slow
 def test_another_backend_is_refused_in_words(keras: Any, tmp_path: Path) -> None:
     sequential(keras)[0].save(tmp_path / "net.keras")
     code = (

@@ -88,7 +88,9 @@ def test_the_same_outputs_plan_and_figures(pruned: pp.Pruned, saved: Path) -> No
     assert (loaded.macs, loaded.original_macs) == (pruned.macs, pruned.original_macs)
     *notes, last = loaded.notes
     assert tuple(notes) == pruned.notes
-    assert last.startswith("loaded as the rewritten graph, not as Net: 'tests.pipeline.conftest:Net' is no class of trans")
+    assert last.startswith(
+        "loaded as the rewritten graph, not as Net: 'tests.pipeline.conftest:Net' is no class of trans"
+    )
     assert last.endswith("give a fresh network of the class with model=")
     assert loaded.kept.keys() == pruned.kept.keys()
     for name, dims in pruned.kept.items():

@@ -25,19 +25,26 @@ ROOMS = frozenset(
         "dtype_policies",
         "initializers",
         "layers",
+        "losses",
+        "metrics",
         "models",
         "ops",
+        "optimizers",
         "quantizers",
         "random",
         "regularizers",
     ]
 )
-"""Parts of Keras whose classes make networks; others read files or call programs."""
-_FUNCTIONS = frozenset(["activations", "constraints", "initializers", "ops", "random", "regularizers"])
+"""Parts of Keras whose classes make networks and train them; others read files or call programs."""
+_FUNCTIONS = frozenset(
+    ["activations", "constraints", "initializers", "losses", "metrics", "ops", "random", "regularizers"]
+)
 """Parts of which a config may name a function: it is called on tensors."""
 _VALUES = frozenset(
-    ["__bytes__", "__complex__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"]
-    + ["__tuple__", "TensorShape", "Functional", "Policy"]
+    (
+        *("__bytes__", "__complex__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"),
+        *("__tuple__", "TensorShape", "Functional", "Policy"),
+    )
 )
 """What older files name without a module: plain values, and classes under names of their own."""
 _PATHS = ("vocabulary", "vocabulary_path", "idf_weights", "filepath")
@@ -70,6 +77,11 @@ def check_config(config: Any, file: Path) -> None:
             )
 
 
+def uncompiled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without what only training needs."""
+    return {k: v for k, v in config.items() if k != "compile_config"}
+
+
 def _name_of(part: Mapping[str, Any]) -> str:
     inner = part.get("config")
     name = inner.get("name") if isinstance(inner, dict) else None
@@ -77,14 +89,16 @@ def _name_of(part: Mapping[str, Any]) -> str:
 
 
 def _named(config: Any) -> Iterator[dict[str, Any]]:
-    """Everything in a config that names a class or a function; what only training needs is left out."""
-    stack = [config]
+    """Everything in a config that names a class or a function. The compilation of the whole model is left out: it is
+    not read (see `uncompiled`); that of a model within it is, by Keras.
+    """
+    stack = [uncompiled(config)]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
             if isinstance(value.get("class_name"), str):
                 yield value
-            stack.extend(v for k, v in value.items() if k != "compile_config")
+            stack.extend(value.values())
         elif isinstance(value, list):
             stack.extend(value)
 

@@ -72,7 +72,10 @@ def save(pruned: Pruned, path: str | Path) -> Path:
     tensors = {n: current.get(n, t) for n, t in graphs.tensors_of(module).items()}
     more = {n: t for n, t in current.items() if n not in tensors}
     if frameworks.is_keras(pruned.model) and any(t.is_floating_point() for t in more.values()):
-        raise FileError(f"the graph does not know '{next(iter(more))}' of this Keras model: give a path ending in .keras")
+        raise FileError(
+            f"a folder holds the graph, which does not know '{next(iter(more))}' of this Keras model: "
+            "give a path that ends in .keras"
+        )
     own = {**pruned.blueprint.own, **more} if pruned.blueprint is not None else {}
     unique, alias = _untied({**tensors, **own})
     weights = save_tensors(unique)
@@ -111,9 +114,7 @@ def _graph_of(module: nn.Module, blueprint: Blueprint | None) -> dict[str, Any] 
         return None
 
 
-def _class_of(
-    pruned: Pruned, blueprint: Blueprint, own: Mapping[str, torch.Tensor], alone: bool
-) -> dict[str, Any]:
+def _class_of(pruned: Pruned, blueprint: Blueprint, own: Mapping[str, torch.Tensor], alone: bool) -> dict[str, Any]:
     """`own`: tensors that the graph lacks. `alone`: there is no graph to compare a restored network with, so figures of
     the outputs are kept.
     """
@@ -187,7 +188,8 @@ def _of_class(
             raise FileError("the file holds a rewritten graph alone: load it without model=")
         if cannot:
             refuse(graph, str(cannot))
-        return None, [f"{AS_GRAPH}: a Keras model is kept by a path that ends in .keras"] if manifest.get("keras") else []
+        note = f"{AS_GRAPH}: a Keras model is kept by a path that ends in .keras"
+        return None, [note] if manifest.get("keras") else []
     held = tensors if graph is None else graphs.tensors_of(graph)
     result, why = restored(blueprint, Saved({**held, **own}, graph, manifest["class"]["outputs"]), model)
     if result is not None:

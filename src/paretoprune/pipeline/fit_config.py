@@ -22,6 +22,8 @@ _NEVER = re.compile(
     r"buckets|distance|length|seed|beams?|version|channels_in|num_channels|type)(_|$)"
 )
 """Words in names of fields that are no width of the network."""
+_SIZE = re.compile(r"(^|_)(inner|dim|size|width|hidden|ffn|ff|intermediate|d)(_|$)")
+"""Words in names of fields that may be one."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 Place = tuple[tuple[str, ...], int | None]
@@ -69,6 +71,7 @@ class _Search:
 
     def _step(self, fields: int) -> _Tried | None:
         options: list[tuple[Place, int]] = [(((n,), None), v) for n, v in self._unsaid.items()]
+        options += [(place, want) for place in _empty(self._best.config) for _, want in self._pairs()]
         options += [(place, value) for place in _places(self._best.config) for value in self._values(place)]
         best: _Tried | None = None
         for chosen in combinations(options, fields):
@@ -163,6 +166,13 @@ def _places(config: Any, above: tuple[str, ...] = (), depth: int = 0) -> Iterato
             yield from (((*above, name), i) for i in range(len(value)))
         elif hasattr(value, "to_dict") and depth < 3:
             yield from _places(value, (*above, name), depth + 1)
+
+
+def _empty(config: Any) -> Iterator[Place]:
+    """Fields that hold nothing, for which the class then takes a multiple of another: GPT-2's n_inner."""
+    for name, value in list(vars(config).items()):
+        if value is None and _SIZE.search(name) and not name.startswith("_") and not _NEVER.search(name):
+            yield (name,), None
 
 
 def _read(config: Any, place: Place) -> int:

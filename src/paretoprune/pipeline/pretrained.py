@@ -71,9 +71,10 @@ def _compare(model: Any, folder: Path, example: Example) -> None:
         wrong = _difference(loaded, model, example)
     if wrong is not None:
         place = f", first in '{wrong.path}'" if wrong.path else ""
+        place += _numbers(model, loaded, _SCALES if rescaled else ())
         raise ModelError(
             f"{type(model.config).__name__} cannot express the result: loaded from it the network gives other values"
-            f"{place}{_numbers(model, loaded, _SCALES if rescaled else ())}; use paretoprune.save, which writes any result"
+            f"{place}; use paretoprune.save, which writes any result"
         )
 
 

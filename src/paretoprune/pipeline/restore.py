@@ -117,8 +117,8 @@ def filled(blueprint: Blueprint, clone: nn.Module, tensors: Mapping[str, torch.T
 def built(blueprint: Blueprint, layers: int) -> tuple[nn.Module | None, str]:
     """A network of the class without values, or why none is made from this file alone.
 
-    `layers`: how many the file can hold the tensors of. Only a class of transformers whose module the program has imported by itself, and only from a config that names no
-    code, no file and no other network.
+    `layers`: how many the file can hold the tensors of. Only a class of transformers whose module the program has
+    imported by itself, and only from a config that names no code, no file and no other network.
     """
     kind = _imported(blueprint.name)
     if kind is None:
