@@ -189,6 +189,30 @@ def write_h5(file: Path, config: Any) -> None:
                 inner.create_dataset(n, data=value)
 
 
+def functional(config: dict[str, Any]) -> dict[str, Any]:
+    """The same network as a functional model of Keras 2."""
+    layers, before = config["config"]["layers"], ""
+    for part in layers:
+        part["name"] = part["config"]["name"]
+        part["inbound_nodes"] = [[[before, 0, 0, {}]]] if before else []
+        before = part["name"]
+    ends = {"input_layers": [["in", 0, 0]], "output_layers": [["second", 0, 0]]}
+    return {"class_name": "Functional", "config": {"name": "old", "trainable": True, "layers": layers, **ends}}
+
+
+def test_a_functional_h5_file_of_tensorflow(keras: Any, run: Any, example: torch.Tensor, tmp_path: Path) -> None:
+    write_h5(tmp_path / "net.h5", functional(legacy(old_config())))
+    torch.testing.assert_close(run(read_keras(tmp_path / "net.h5"), example), expected(example))
+
+
+def test_a_functional_archive_of_keras_2_says_what_to_do(saved: Path) -> None:
+    edit(saved, lambda c: c.update(module="keras.src.engine.functional", class_name="Functional"))
+    with pytest.raises(
+        FileError, match=r"does not know \(keras.src.engine.functional\); save the model again with Keras"
+    ):
+        read_keras(saved)
+
+
 @pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
 def test_an_h5_file_of_tensorflow(keras: Any, run: Any, example: torch.Tensor, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"net{suffix}"

@@ -69,6 +69,11 @@ def check_config(config: Any, file: Path) -> None:
                 f"{file}: {where} names another file ({named}={inner[named][:60]!r}), which is not read: give the "
                 "layer the words themselves, and save the model again"
             )
+        if not _known(part) and str(part.get("module")).startswith("keras."):
+            raise FileError(
+                f"{file}: {where} is of a part of Keras that networks of Keras 3 are not made of, and that this process "
+                f"does not know ({part['module']}); save the model again with Keras 3, or as .h5 with Keras 2"
+            )
         if not _known(part):
             raise FileError(
                 f"{file}: {where} is of a class that this process does not know ({part.get('module') or kind}); import "

@@ -55,7 +55,7 @@ class _Search:
         self._builds = 0
         self._moved: dict[str, set[str]] = defaultdict(set)
         """Tensor -> fields whose change was seen to change its shape."""
-        first = self._try(copy.deepcopy(config))
+        first = self._try(config, ())
         if first is None:
             first = _Tried(config, {}, len(wanted))
         self._best = first
@@ -77,20 +77,21 @@ class _Search:
         for chosen in combinations(options, fields):
             if self._builds >= MAX_BUILDS or len({place for place, _ in chosen}) < fields:
                 continue
-            tried = self._try(_edited(self._best.config, chosen), chosen[0][0] if fields == 1 else None)
+            tried = self._try(self._best.config, chosen, chosen[0][0] if fields == 1 else None)
             if tried is not None and tried.wrong < (best or self._best).wrong:
                 best = tried
                 if not tried.wrong:
                     break
         return best
 
-    def _try(self, config: Any, changed: Place | None = None) -> _Tried | None:
+    def _try(self, start: Any, chosen: tuple[tuple[Place, int], ...], changed: Place | None = None) -> _Tried | None:
         self._builds += 1
         try:
+            config = _edited(start, chosen)
             with torch.device("meta"):
                 shapes = _shapes(self._kind(config))
-        except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, KeyError, ArithmeticError):
-            return None  # sizes that do not go together
+        except Exception:  # noqa: BLE001 - sizes that do not go together; configs check them with errors of their own
+            return None
         if changed is not None:
             for name, shape in shapes.items():
                 if self._best.shapes.get(name) != shape:

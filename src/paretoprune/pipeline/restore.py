@@ -21,9 +21,10 @@ _UNSAFE_KEYS = frozenset(
     {
         *("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "name_or_path", "kwargs"),
         *("torch_dtype", "dtype", "compression_config", "use_kernels", "custom_pipelines", "transformers_weights"),
+        "task_specific_params",
     }
 )
-"""Fields of a config that name code, files or kernels, or that the tensors themselves say better."""
+"""Fields of a config that name code, files or kernels, that the tensors say better, or that no network is made of."""
 _FETCHING = ("backbone", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone", "timm_model")
 """Fields with which building a network may fetch another."""
 _LAYERS = re.compile(r"layers?(_|$)|depths?(_|$)|blocks?(_|$)|stages?(_|$)")
@@ -31,21 +32,6 @@ MIN_LAYERS = 1000
 """A count in a config up to here is taken as it is: not every field that speaks of layers counts them."""
 _LABELS = ("id2label", "label2id")
 _ATTENTION = ("eager", "sdpa")
-
-
-DAMAGED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    FileError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What making a network of a library's class from a config in a file may raise."""
 
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of an output's figures, over its norm, for the coarser types; 1e-3 for others."""
@@ -99,7 +85,7 @@ def restored(blueprint: Blueprint, saved: Saved, model: nn.Module | None) -> tup
             return None, f"{why}; give a fresh network of the class with model="
         clone = filled(blueprint, made, saved.tensors).eval()
         wrong = saved.difference(clone, blueprint.example)
-    except DAMAGED as error:
+    except Exception as error:  # noqa: BLE001 - a library's own checks of a config raise errors of their own
         return None, f"its class could not be made ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     return (None, wrong) if wrong else (clone, "")
 
@@ -171,7 +157,7 @@ def _fetches(config: Any, depth: int = 0) -> str:
         return "its config is nested too deeply"
     if isinstance(config, dict):
         for key, value in config.items():
-            if key in _LABELS:
+            if key in _LABELS or str(key).startswith("_"):  # the latter are not read
                 continue
             if key in _FETCHING and value not in (None, False, {}):
                 return f"its config names another network ({key}={str(value)[:40]!r})"
