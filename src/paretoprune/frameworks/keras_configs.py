@@ -71,7 +71,7 @@ def check_config(config: Any, file: Path) -> None:
             )
         if not _known(part) and str(part.get("module")).startswith("keras."):
             raise FileError(
-                f"{file}: {where} is of a part of Keras that networks of Keras 3 are not made of, and that this process "
+                f"{file}: {where} is of a part of Keras of which Keras 3 makes no networks, which this process "
                 f"does not know ({part['module']}); save the model again with Keras 3, or as .h5 with Keras 2"
             )
         if not _known(part):
