@@ -15,7 +15,7 @@ import torch
 
 from paretoprune.core.errors import FileError, PruneError
 from paretoprune.frameworks.keras_backend import import_keras
-from paretoprune.frameworks.keras_configs import check_config
+from paretoprune.frameworks.keras_configs import check_config, uncompiled
 from paretoprune.frameworks.keras_network import outline
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -197,7 +197,11 @@ def _check_weights(keras: Any, config: Any, stored: int, file: Path) -> None:
     """A config may ask for more memory than there is: it is made without memory first, and its weights counted."""
     with keras.device("meta"):
         legacy = file.suffix != ".keras"
-        shell = _opened(keras, file) if legacy else keras.saving.deserialize_keras_object(config, safe_mode=True)
+        shell = (
+            _opened(keras, file)
+            if legacy
+            else keras.saving.deserialize_keras_object(uncompiled(config), safe_mode=True)
+        )
     values = (v.value for v, _ in outline(shell).variables.values())
     needed = sum(v.numel() for v in values if v.is_floating_point())  # seeds are not stored
     if needed > stored:

@@ -23,6 +23,8 @@ from paretoprune.graph.reference import randomised
 
 GRADIENT_BYTES = 16 << 20
 """Gradients that are compared at a time; a sixteenth of a large network's."""
+NOISE = 1e-6
+"""Times the largest gradient beside it: what rounding leaves of one that is zero, as a bias before a normalisation."""
 _PIECE = 1 << 16
 """Elements that are drawn or compared at a time."""
 _FAILURES = (
@@ -266,8 +268,9 @@ def _compare_gradients(
         ]
         if not grads:
             return None
+        noise = NOISE * max((_scale(g) for g in grads[-1] if g is not None), default=0.0)
         for name, a, b in zip(chunk, *grads, strict=True):
-            if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b)):
+            if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b, noise)):
                 return Difference(
                     f"the gradient of '{name}' differs from the rewritten graph's", name.rpartition(".")[0]
                 )
@@ -307,13 +310,14 @@ def _all_close(theirs: Sequence[torch.Tensor], ours: Sequence[torch.Tensor]) -> 
     return len(ours) == len(theirs) and all(_close(a, b) for a, b in zip(theirs, ours, strict=True))
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _close(a: torch.Tensor, b: torch.Tensor, noise: float = 0.0) -> bool:
+    """`noise`: differences up to here count for nothing."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point() and not a.is_complex():
         return torch.equal(a, b.to(a.device))
     tolerance = _TOLERANCE.get(b.dtype, 1e-3)
-    slack = _TOLERANCE.get(b.dtype, 1e-4) * _scale(b.detach()) + 1e-12
+    slack = _TOLERANCE.get(b.dtype, 1e-4) * _scale(b.detach()) + noise + 1e-12
     pairs = zip(_blocks(a.detach()), _blocks(b.detach().to(a.device)), strict=True)
     return all(torch.allclose(x, y, rtol=tolerance, atol=slack, equal_nan=True) for x, y in pairs)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from paretoprune.core.errors import FileError
@@ -19,7 +20,8 @@ from paretoprune.pipeline.plain_inputs import described, made
 class Blueprint:
     """`name`: the class as "module:qualname". `config`: of a transformers model before pruning, else None.
 
-    `example`: inputs on which the restored network is compared with the graph.
+    `example`: inputs on which the restored network is compared with the graph. `own`: tensors of the class that the
+    graph lacks, by name, where the network is the graph and does not hold them.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Blueprint:
     example: Example
     config: Mapping[str, Any] | None = None
     attention: str = ""
+    own: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         inputs = {"args": described(list(self.example.args)), "kwargs": described(dict(self.example.kwargs))}

@@ -9,6 +9,7 @@ import pickle
 import struct
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import fx, nn
 
+from paretoprune import frameworks
 from paretoprune import graph as graphs
 from paretoprune.core.errors import FileError
 from paretoprune.core.plan import Plan
@@ -50,13 +52,16 @@ DAMAGED = (
     ValueError,
 )
 """What torch's reader was seen to raise, or may, on files with flipped and missing bytes."""
+AS_GRAPH = "loaded as the rewritten graph"
+"""How the note begins that `load` adds where the result is not of the user's class."""
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def save(pruned: Pruned, path: str | Path) -> Path:
     """Write a folder with the weights and a manifest (plan, graph, checksum). The model may have been trained since.
 
-    A path that ends in `.keras` becomes a Keras file, where the result is a Keras model. Raises FileError.
+    A path that ends in `.keras` becomes a Keras file, where the result is a Keras model. For a folder that
+    `from_pretrained` of a transformers model loads there is `Pruned.save_pretrained`. Raises FileError.
     """
     folder = Path(path)
     if folder.suffix == ".keras":
@@ -65,7 +70,13 @@ def save(pruned: Pruned, path: str | Path) -> Path:
     current = graphs.tensors_of(opened(pruned.model))
     module = pruned.program.module
     tensors = {n: current.get(n, t) for n, t in graphs.tensors_of(module).items()}
-    own = {n: t for n, t in current.items() if n not in tensors} if pruned.blueprint is not None else {}
+    more = {n: t for n, t in current.items() if n not in tensors}
+    if frameworks.is_keras(pruned.model) and any(t.is_floating_point() for t in more.values()):
+        raise FileError(
+            f"a folder holds the graph, which does not know '{next(iter(more))}' of this Keras model: "
+            "give a path that ends in .keras"
+        )
+    own = {**pruned.blueprint.own, **more} if pruned.blueprint is not None else {}
     unique, alias = _untied({**tensors, **own})
     weights = save_tensors(unique)
     graph = _graph_of(module, pruned.blueprint)
@@ -79,9 +90,10 @@ def save(pruned: Pruned, path: str | Path) -> Path:
         "kept": {n: [None if k is None else k.tolist() for k in dims] for n, dims in pruned.kept.items()},
         "macs": pruned.macs,
         "original_macs": pruned.original_macs,
-        "notes": list(pruned.notes),
+        "notes": [n for n in pruned.notes if not n.startswith(AS_GRAPH)],
+        "keras": frameworks.is_keras(pruned.model),
         "cannot_generate": refused(module),
-        "class": None if pruned.blueprint is None else _class_of(pruned, pruned.blueprint, sorted(own), graph is None),
+        "class": None if pruned.blueprint is None else _class_of(pruned, pruned.blueprint, own, graph is None),
     }
     text = json.dumps(manifest).encode()
     for name, data in ((WEIGHTS, weights), (MANIFEST, _signed(text))):
@@ -102,11 +114,14 @@ def _graph_of(module: nn.Module, blueprint: Blueprint | None) -> dict[str, Any] 
         return None
 
 
-def _class_of(pruned: Pruned, blueprint: Blueprint, own: list[str], alone: bool) -> dict[str, Any]:
-    """`alone`: there is no graph to compare a restored network with, so figures of the outputs are kept."""
+def _class_of(pruned: Pruned, blueprint: Blueprint, own: Mapping[str, torch.Tensor], alone: bool) -> dict[str, Any]:
+    """`own`: tensors that the graph lacks. `alone`: there is no graph to compare a restored network with, so figures of
+    the outputs are kept.
+    """
     data = json.loads(json.dumps(blueprint.to_json()))
     outputs = graphs.figures(pruned.model, Blueprint.from_json(data).example) if alone else []
-    return {**data, "own": own, "outputs": outputs}
+    kinds = {n: own[n].requires_grad if isinstance(own[n], nn.Parameter) else None for n in sorted(own)}
+    return {**data, "own": kinds, "outputs": outputs}
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Pruned:
@@ -114,7 +129,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> Pruned:
 
     `model`: a fresh network of the class that was pruned, as it was before; it is copied, not changed, and the result
     is of its class. Without it the result is of a transformers class, if that was it and its module is imported
-    already, and else the rewritten graph; `notes` says which. No class that a file names is ever imported.
+    already, and else the rewritten graph, which a note says. A Keras model comes back as itself from a `.keras` file
+    alone (keras.saving.load_model). No class that a file names is ever imported.
     """
     folder = Path(path)
     manifest = _manifest(folder / MANIFEST)
@@ -137,11 +153,14 @@ def _pruned(manifest: Mapping[str, Any], tensors: dict[str, torch.Tensor], model
     for name, target in manifest["alias"].items():
         tensors[name] = tensors[target]
     told, trainable = manifest.get("class"), manifest["trainable"]
-    own = {n: tensors.pop(n) for n in told["own"]} if told is not None else {}
+    kinds: Mapping[str, bool | None] = {} if told is None else told["own"]
+    own = _parameters({n: tensors.pop(n) for n in kinds}, {n: k for n, k in kinds.items() if k is not None})
     blueprint = None if told is None else Blueprint.from_json(told)
     graph = None if manifest["graph"] is None else graphs.load(manifest["graph"], tensors, trainable)
     result, notes = _of_class(blueprint, manifest, graph, own, _parameters(tensors, trainable), model)
     made: Any = graph if result is None else result
+    if blueprint is not None:
+        blueprint = replace(blueprint, own={} if result is not None else own)
     return Pruned(
         made,
         Plan.from_json(manifest["plan"]),
@@ -150,7 +169,7 @@ def _pruned(manifest: Mapping[str, Any], tensors: dict[str, torch.Tensor], model
         manifest["macs"],
         manifest["original_macs"],
         (*manifest["notes"], *notes),
-        None if result is None else blueprint,
+        blueprint,
     )
 
 
@@ -169,7 +188,8 @@ def _of_class(
             raise FileError("the file holds a rewritten graph alone: load it without model=")
         if cannot:
             refuse(graph, str(cannot))
-        return None, []
+        note = f"{AS_GRAPH}: a Keras model is kept by a path that ends in .keras"
+        return None, [note] if manifest.get("keras") else []
     held = tensors if graph is None else graphs.tensors_of(graph)
     result, why = restored(blueprint, Saved({**held, **own}, graph, manifest["class"]["outputs"]), model)
     if result is not None:
@@ -181,7 +201,7 @@ def _of_class(
         )
     if blueprint.config is not None:
         refuse(graph, why)
-    return None, [f"the result is the rewritten graph, not {name}: {why}"]
+    return None, [f"{AS_GRAPH}, not as {name}: {why}"]
 
 
 def _parameters(tensors: Mapping[str, torch.Tensor], trainable: Mapping[str, bool]) -> dict[str, torch.Tensor]:

@@ -22,6 +22,8 @@ _NEVER = re.compile(
     r"buckets|distance|length|seed|beams?|version|channels_in|num_channels|type)(_|$)"
 )
 """Words in names of fields that are no width of the network."""
+_SIZE = re.compile(r"(^|_)(inner|dim|size|width|hidden|ffn|ff|intermediate|d)(_|$)")
+"""Words in names of fields that may be one."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 Place = tuple[tuple[str, ...], int | None]
@@ -53,7 +55,7 @@ class _Search:
         self._builds = 0
         self._moved: dict[str, set[str]] = defaultdict(set)
         """Tensor -> fields whose change was seen to change its shape."""
-        first = self._try(copy.deepcopy(config))
+        first = self._try(config, ())
         if first is None:
             first = _Tried(config, {}, len(wanted))
         self._best = first
@@ -69,25 +71,27 @@ class _Search:
 
     def _step(self, fields: int) -> _Tried | None:
         options: list[tuple[Place, int]] = [(((n,), None), v) for n, v in self._unsaid.items()]
+        options += [(place, want) for place in _empty(self._best.config) for _, want in self._pairs()]
         options += [(place, value) for place in _places(self._best.config) for value in self._values(place)]
         best: _Tried | None = None
         for chosen in combinations(options, fields):
             if self._builds >= MAX_BUILDS or len({place for place, _ in chosen}) < fields:
                 continue
-            tried = self._try(_edited(self._best.config, chosen), chosen[0][0] if fields == 1 else None)
+            tried = self._try(self._best.config, chosen, chosen[0][0] if fields == 1 else None)
             if tried is not None and tried.wrong < (best or self._best).wrong:
                 best = tried
                 if not tried.wrong:
                     break
         return best
 
-    def _try(self, config: Any, changed: Place | None = None) -> _Tried | None:
+    def _try(self, start: Any, chosen: tuple[tuple[Place, int], ...], changed: Place | None = None) -> _Tried | None:
         self._builds += 1
         try:
+            config = _edited(start, chosen)
             with torch.device("meta"):
                 shapes = _shapes(self._kind(config))
-        except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, KeyError, ArithmeticError):
-            return None  # sizes that do not go together
+        except Exception:  # noqa: BLE001 - sizes that do not go together; configs check them with errors of their own
+            return None
         if changed is not None:
             for name, shape in shapes.items():
                 if self._best.shapes.get(name) != shape:
@@ -163,6 +167,13 @@ def _places(config: Any, above: tuple[str, ...] = (), depth: int = 0) -> Iterato
             yield from (((*above, name), i) for i in range(len(value)))
         elif hasattr(value, "to_dict") and depth < 3:
             yield from _places(value, (*above, name), depth + 1)
+
+
+def _empty(config: Any) -> Iterator[Place]:
+    """Fields that hold nothing, for which the class then takes a multiple of another: GPT-2's n_inner."""
+    for name, value in list(vars(config).items()):
+        if value is None and _SIZE.search(name) and not name.startswith("_") and not _NEVER.search(name):
+            yield (name,), None
 
 
 def _read(config: Any, place: Place) -> int:

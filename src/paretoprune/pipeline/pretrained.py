@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,17 +63,18 @@ def _write(model: Any, config: Any, folder: Path) -> None:
 def _compare(model: Any, folder: Path, example: Example) -> None:
     """Load what was written and compare outputs, with the cache off as in the graph."""
     loaded = _loaded(model, folder)
-    wrong = _difference(loaded, model, example)
-    if wrong is not None and _rescale_queries(model, loaded):
+    wrong, rescaled = _difference(loaded, model, example), False
+    if wrong is not None and (rescaled := _rescale_queries(model, loaded)):
         with quiet():
             loaded.save_pretrained(folder)
         loaded = _loaded(model, folder)
         wrong = _difference(loaded, model, example)
     if wrong is not None:
         place = f", first in '{wrong.path}'" if wrong.path else ""
+        place += _numbers(model, loaded, _SCALES if rescaled else ())
         raise ModelError(
             f"{type(model.config).__name__} cannot express the result: loaded from it the network gives other values"
-            f"{place}{_numbers(model, loaded)}; use paretoprune.save, which writes any result"
+            f"{place}; use paretoprune.save, which writes any result"
         )
 
 
@@ -118,14 +119,14 @@ def _rescale_queries(model: nn.Module, loaded: nn.Module) -> bool:
     return done
 
 
-def _numbers(model: nn.Module, loaded: nn.Module) -> str:
-    """The first plain number or buffer in which the two networks differ."""
+def _numbers(model: nn.Module, loaded: nn.Module, settled: Collection[str]) -> str:
+    """The first plain number or buffer in which the two networks differ; those that are `settled` do no harm."""
     theirs = dict(loaded.named_modules())
     for path, module in model.named_modules():
         other = theirs.get(path)
         for name, value in vars(module).items():
             found = None if other is None else getattr(other, name, None)
-            if type(value) is float and type(found) is float and value != found:
+            if name not in settled and type(value) is type(found) is float and value != found:
                 return f": '{path}.{name}' is {value:.6g}, and the config gives {found:.6g}"
     buffers = dict(loaded.named_buffers())
     for name, buffer in model.named_buffers():

@@ -22,7 +22,10 @@ class Pruned:
     `model` is the user's own class where its forward is right at the new sizes, else the rewritten graph; `notes` says
     which and why. `kept`: parameter or buffer name -> per dimension the kept indices, or None for all.
     `macs` and `original_macs` are of one sample. `blueprint`: how a fresh network of the class becomes this one; None
-    where the result is the graph.
+    where the class cannot hold the result.
+
+    Files: `paretoprune.save` writes any result; `save_pretrained` writes a folder that `from_pretrained` of a
+    transformers model loads without this package.
     """
 
     model: nn.Module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,28 +21,17 @@ _UNSAFE_KEYS = frozenset(
     {
         *("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "name_or_path", "kwargs"),
         *("torch_dtype", "dtype", "compression_config", "use_kernels", "custom_pipelines", "transformers_weights"),
+        "task_specific_params",
     }
 )
-"""Fields of a config that name code, files or kernels, or that the tensors themselves say better."""
+"""Fields of a config that name code, files or kernels, that the tensors say better, or that no network is made of."""
 _FETCHING = ("backbone", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone", "timm_model")
 """Fields with which building a network may fetch another."""
+_LAYERS = re.compile(r"layers?(_|$)|depths?(_|$)|blocks?(_|$)|stages?(_|$)")
+MIN_LAYERS = 1000
+"""A count in a config up to here is taken as it is: not every field that speaks of layers counts them."""
 _LABELS = ("id2label", "label2id")
 _ATTENTION = ("eager", "sdpa")
-
-
-DAMAGED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    FileError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What making a network of a library's class from a config in a file may raise."""
 
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of an output's figures, over its norm, for the coarser types; 1e-3 for others."""
@@ -90,12 +80,12 @@ def restored(blueprint: Blueprint, saved: Saved, model: nn.Module | None) -> tup
             raise FileError(f"the {type(model).__name__} given is not the network that was saved: {wrong}")
         return clone, ""
     try:
-        made, why = built(blueprint)
+        made, why = built(blueprint, max(MIN_LAYERS, len(saved.tensors)))
         if made is None:
             return None, f"{why}; give a fresh network of the class with model="
         clone = filled(blueprint, made, saved.tensors).eval()
         wrong = saved.difference(clone, blueprint.example)
-    except DAMAGED as error:
+    except Exception as error:  # noqa: BLE001 - a library's own checks of a config raise errors of their own
         return None, f"its class could not be made ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     return (None, wrong) if wrong else (clone, "")
 
@@ -110,23 +100,36 @@ def filled(blueprint: Blueprint, clone: nn.Module, tensors: Mapping[str, torch.T
     return clone
 
 
-def built(blueprint: Blueprint) -> tuple[nn.Module | None, str]:
+def built(blueprint: Blueprint, layers: int) -> tuple[nn.Module | None, str]:
     """A network of the class without values, or why none is made from this file alone.
 
-    Only a class of transformers whose module the program has imported by itself, and only from a config that names no
-    code, no file and no other network.
+    `layers`: how many the file can hold the tensors of. Only a class of transformers whose module the program has
+    imported by itself, and only from a config that names no code, no file and no other network.
     """
     kind = _imported(blueprint.name)
     if kind is None:
         return None, f"'{blueprint.name}' is no class of transformers that is imported"
     config = blueprint.config
-    if config is None or (why := _fetches(config)):
+    if config is None or (why := _fetches(config) or _too_many(config, layers)):
         return None, "its config is not in the file" if config is None else why
     settings = kind.config_class.from_dict(_safe(config))
     if blueprint.attention in _ATTENTION:
         settings._attn_implementation = blueprint.attention
     with torch.device("meta"):
         return kind(settings), ""
+
+
+def _too_many(config: Any, layers: int) -> str:
+    """Why making the network would take for ever; empty if it does not."""
+    if isinstance(config, list):
+        return next((why for v in config if (why := _too_many(v, layers))), "")
+    for key, value in config.items() if isinstance(config, dict) else ():
+        counts = [n for n in (value if isinstance(value, list) else [value]) if type(n) is int]
+        if _LAYERS.search(str(key)) and any(n > layers for n in counts):
+            return f"its config asks for {max(counts)} layers ({key}), and the file does not hold so many"
+        if why := _too_many(value, layers):
+            return why
+    return ""
 
 
 def _imported(name: str) -> Any:
@@ -154,7 +157,7 @@ def _fetches(config: Any, depth: int = 0) -> str:
         return "its config is nested too deeply"
     if isinstance(config, dict):
         for key, value in config.items():
-            if key in _LABELS:
+            if key in _LABELS or str(key).startswith("_"):  # the latter are not read
                 continue
             if key in _FETCHING and value not in (None, False, {}):
                 return f"its config names another network ({key}={str(value)[:40]!r})"

@@ -23,6 +23,7 @@ from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Target, Task
 from paretoprune.pipeline import candidates, choose, confirm, explore, results, space
 from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
+from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
 from paretoprune.pipeline.study import Study, identity
@@ -146,6 +147,7 @@ def _open(
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     folder = Path(out) if out is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     RunFolder.refuse_unusable(folder)
+    model = as_module(model, example)
     graphs.check_model(model)
     with progress.stage("capture", None):
         traced = graphs.trace(model, example, dims)

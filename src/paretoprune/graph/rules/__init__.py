@@ -273,6 +273,8 @@ RULES: dict[str, Rule] = {
             *("aten.remainder.Scalar_Tensor", "aten.bitwise_left_shift.Tensor", "aten.bitwise_right_shift.Tensor"),
             *("aten.clamp.Tensor", "aten.clip.Tensor", "aten.clamp_min.Tensor", "aten.clamp_max.Tensor"),
             *(f"aten.{c}.{o}" for c in ("eq", "ne", "gt", "ge", "lt", "le") for o in ("Scalar", "Tensor")),
+            *(f"aten.{c}.{o}" for c in ("not_equal", "greater", "greater_equal") for o in ("Scalar", "Tensor")),
+            *(f"aten.{c}.{o}" for c in ("less", "less_equal") for o in ("Scalar", "Tensor")),
         ),
         _ANY_VALUE,
     ),
