@@ -42,6 +42,8 @@ def rebuilt(model: nn.Module, graph: TracedGraph, cut: Cut) -> Rebuilt:
     the memory of the cut's. Which attribute becomes what is guessed from the graph before and after surgery; whether a
     guess is right is decided by comparing outputs and gradients, never by equal sizes.
     """
+    if cut.blocks:
+        return Rebuilt(None, f"residual blocks were dropped from it ({', '.join(cut.blocks[:4])})")
     model, _ = unwrapped(model)
     fresh = _clone(model, cut.program.module)
     if isinstance(fresh, str):
