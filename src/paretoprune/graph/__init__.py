@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paretoprune.graph.influence import influences
 from paretoprune.graph.model import check_model, private_copy
 from paretoprune.graph.rebuild import Rebuilt, put_tensors, rebuild, rebuilt
 from paretoprune.graph.rebuild_compare import Difference, difference, figures, outputs_differ
@@ -24,6 +25,7 @@ __all__ = [
     "difference",
     "dump",
     "figures",
+    "influences",
     "load",
     "outputs_differ",
     "private_copy",

@@ -124,6 +124,13 @@ class _Reads:
         return sum(t.numel() for key, t in lost.items() if self._of[key] <= gone)
 
 
+def _laid_out(node: fx.Node) -> fx.Node:
+    """What operators of one tensor each make a layer's weight from."""
+    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node
+
+
 def _unused(name: str, taken: set[str]) -> str:
     result, k = name, 2
     while result in taken:
@@ -135,7 +142,12 @@ class _Finder:
     def __init__(self, module: fx.GraphModule, found: Inferred):
         self.flow = Flow(found)
         self.inferred = found
-        self.parameters = set(dict(module.named_parameters(remove_duplicate=False)))
+        named = dict(module.named_parameters(remove_duplicate=False))
+        by_id: dict[int, list[str]] = {}
+        for name, parameter in named.items():
+            by_id.setdefault(id(parameter), []).append(name)
+        self.twins = {name: by_id[id(parameter)] for name, parameter in named.items()}
+        self.matrix = {name: parameter.ndim > 1 for name, parameter in named.items()}
         self.written = {m for n in written_values(module.graph) for m in memory_of(n)}
 
     def found(self) -> Iterator[tuple[Residual, str]]:
@@ -209,22 +221,21 @@ class _Finder:
         return sources[0] if len(sources) == 1 else None
 
     def weights(self, r: Residual) -> tuple[str, ...]:
-        """Parameters that the layers of the branch read, in the order of the graph."""
-        layers = sorted(
-            filter(self.flow.contracts, self.flow.between(r.start, r.branch)), key=self.flow.order.__getitem__
-        )
-        return tuple(dict.fromkeys(name for layer in layers for name in self._parameters(layer)))
+        """Matrices that the layers of the branch read, in the order of the graph; a bias follows its weight.
 
-    def _parameters(self, layer: fx.Node) -> Iterator[str]:
-        """Matrices alone: a bias follows its weight."""
-        stack = [n for n in reversed(layer.all_input_nodes) if n in self.flow.order and n not in self.flow.active]
-        while stack:
-            node = stack.pop()
-            value = node.meta.get("val")
-            if node.op != "get_attr":
-                stack.extend(n for n in node.all_input_nodes if n not in self.flow.active)
-            elif str(node.target) in self.parameters and isinstance(value, torch.Tensor) and value.ndim > 1:
-                yield str(node.target)
+        What was computed from parameters (a table of position biases, say) may belong to another block.
+        """
+        order = self.flow.order
+        layers = sorted(filter(self.flow.contracts, self.flow.between(r.start, r.branch)), key=order.__getitem__)
+        read = [(layer, _laid_out(n)) for layer in layers for n in layer.all_input_nodes if n not in self.flow.active]
+        weights = [(layer, str(n.target)) for layer, n in read if n.op == "get_attr" and str(n.target) in self.twins]
+        return tuple(dict.fromkeys(self._own_name(*pair) for pair in weights if self.matrix[pair[1]]))
+
+    def _own_name(self, layer: fx.Node, name: str) -> str:
+        """Of the names of a tied weight the one in the module that the layer stands in."""
+        inner = paths_of(layer)
+        mine = [n for n in self.twins[name] if inner and n.rpartition(".")[0] == inner[-1]]
+        return mine[0] if mine else name
 
     def name(self, r: Residual, weights: Sequence[str]) -> str:
         """The longest module path that the weights have in common, else the module of the sum, else the first's."""

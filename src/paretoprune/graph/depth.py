@@ -48,7 +48,7 @@ def dying_tensors(
     before = {id(tensors[str(n.target)]) for n in reads}
     after = {id(tensors[str(n.target)]) for n in reads if n not in gone}
     lost = {n for n, t in tensors.items() if id(t) in before - after}
-    owners = {_owner(n) for n in lost} - {_owner(n) for n, t in tensors.items() if id(t) in after}
+    owners = {_owner(n) for n in lost} - {_owner(n) for n, t in tensors.items() if id(t) in after} - {""}
     beside = {id(t) for n, t in tensors.items() if id(t) not in before and _owner(n) in owners}
     elsewhere = {id(t) for n, t in tensors.items() if _owner(n) not in owners}
     idle = {n for n, t in tensors.items() if id(t) in beside - elsewhere}
@@ -59,8 +59,11 @@ def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def take_out(graph: fx.Graph, skips: Mapping[str, str]) -> None:
-    """Put the skip in the place of each sum, by node name, and erase what nothing reads any more."""
+def take_out(graph: fx.Graph, skips: Mapping[str, str], lost: Collection[str] = ()) -> None:
+    """Put the skip in the place of each sum, by node name, and erase what nothing reads any more.
+
+    `lost`: tensors that go; the graph may name one that it never read.
+    """
     nodes = {n.name: n for n in graph.nodes}
     for total, skip in skips.items():
         while skip in skips:
@@ -74,6 +77,8 @@ def take_out(graph: fx.Graph, skips: Mapping[str, str]) -> None:
             sources = node.all_input_nodes
             graph.erase_node(node)
             stack.extend(sources)
+    for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users and str(n.target) in lost]:
+        graph.erase_node(node)
 
 
 def _unless(sums: Collection[fx.Node]) -> Callable[[fx.Node], bool]:

@@ -71,7 +71,7 @@ def cut(graph: TracedGraph, plan: Plan, tensors: Mapping[str, torch.Tensor] | No
     kept = _kept(graph, atoms, tensors)
     resized = _resized(graph, atoms)
     if blocks:
-        take_out(resized, {s.name: x.name for s, x in graph.residual.sums(blocks).items()})
+        take_out(resized, {s.name: x.name for s, x in graph.residual.sums(blocks).items()}, lost)
     module = fx.GraphModule(_sliced(graph, kept, tensors, resized), resized)
     left = {n.name for n in resized.nodes}
     contractions = tuple(c for c in graph.program.contractions if c.node in left)
