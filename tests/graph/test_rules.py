@@ -105,6 +105,12 @@ CASES: dict[str, tuple[dict[str, Any], Any, Any, dict[str, int]]] = {
         TOKENS,
         {"a": 8},
     ),
+    "bilinear": (
+        {"a": nn.Linear(6, 8), "b": nn.Linear(6, 4), "j": nn.Bilinear(8, 4, 5), "c": nn.Linear(5, 2)},
+        lambda m, x: m.c(m.j(m.a(x).sigmoid(), m.b(x).exp()).tanh()),
+        ROW,
+        {"a": 8, "b": 4, "j": 5},
+    ),
     "matmul with parameters": (
         {
             "p": nn.Parameter(torch.randn(6, 8)),
@@ -623,7 +629,7 @@ FROZEN: dict[str, tuple[dict[str, Any], Any, Any, str, int, str]] = {
         ROW,
         "a.weight",
         0,
-        "index has no rule",
+        "its positions are looked up by number",
     ),
     "complex": (
         {"a": nn.Linear(6, 4), "z": nn.Parameter(torch.randn(4, dtype=torch.complex64)), "b": nn.Linear(4, 2)},

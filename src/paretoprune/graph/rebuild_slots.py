@@ -166,9 +166,16 @@ def _choices(name: str, old: int, seen: Evidence) -> tuple[int, ...]:
         return (fits, spoken, found.index(new)) if sized else (spoken, fits, found.index(new))
 
     ordered = sorted(found, key=rank)
-    if not sized and not any(new in literal for new in ordered):
+    if not any(new in literal for new in ordered) and (not sized or all(_misfit(word, seen, old, n) for n in ordered)):
         ordered = [old, *ordered]
     return tuple(dict.fromkeys([*ordered, old]))
+
+
+def _misfit(word: str, seen: Evidence, old: int, new: int) -> bool:
+    """Does the name speak of other axes than those that the new value is made of?"""
+    kinds = seen.exprs.get(old, {}).get(new, set())
+    spoken = next((w for pattern, w in _HINTS if pattern.search(word)), ())
+    return bool(spoken) and not _WHOLE.search(word) and not any(k & w for k in kinds for w in spoken)
 
 
 def _fit(word: str, kinds: set[Kinds]) -> int:

@@ -113,6 +113,7 @@ RULES: dict[str, Rule] = {
         layer=contraction.linear_layer,
         rows=contraction.linear_rows,
     ),
+    "aten.bilinear.default": Rule(contraction.bilinear, dead=contraction.bilinear_dead, macs=contraction.bilinear_macs),
     "aten.matmul.default": _MATRIX,
     "aten.mm.default": _MATRIX,
     "aten.bmm.default": _MATRIX,

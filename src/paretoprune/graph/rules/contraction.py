@@ -167,6 +167,39 @@ def linear_layer(op: Op) -> LayerSpec | None:
     return LayerSpec("linear", inputs=weight[1], outputs=weight[0], rows=rows)
 
 
+def bilinear(op: Op) -> Dims:
+    """Weight (out, left, right): a sum over both inputs' last dims at once."""
+    left, right, bias = op.args["input1"], op.args["input2"], op.args["bias"]
+    w = op.dims_of(op.args["weight"])
+    a, b = op.dims_of(left), op.dims_of(right)
+    op.unify(a[-1], w[1])
+    op.unify(b[-1], w[2])
+    for x, y in zip(a[:-1], b[:-1], strict=True):
+        op.unify(x, y)
+    if bias is not None:
+        op.unify(op.dims_of(bias)[0], w[0])
+    return (*a[:-1], w[0])
+
+
+def bilinear_dead(view: DeadView) -> State:
+    """Zero where the weight's rows and the bias are; elsewhere where either input is and nothing is added."""
+    op = view.op
+    inputs, w, bias = [op.args["input1"], op.args["input2"]], op.args["weight"], op.args["bias"]
+    for x in inputs:
+        view_contraction(view, x, op.dims_of(x)[-1:], w)
+    if view.contains(op.dims_of(w)[0]):
+        silent = bias is None or view.state(bias) == State.ZERO
+        return State.ZERO if view.state(w) == State.ZERO and silent else State.UNKNOWN
+    return State.ZERO if bias is None and State.ZERO in map(view.state, inputs) else State.UNKNOWN
+
+
+def bilinear_macs(op: Op) -> list[MacTerm]:
+    """Weight times the left input, then that times the right one."""
+    out, left, right = op.dims_of(op.args["weight"])
+    lead = op.dims_of(op.args["input1"])[:-1]
+    return [(1, (*lead, out, left, right)), (1, (*lead, out, right))]
+
+
 def linear_rows(op: Op, x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1])
 
