@@ -276,6 +276,23 @@ def own_shortcut(m: Any, x: Tensor) -> Tensor:
     return m.head(m.a(x) + m.g(F.relu(m.f(x))))
 
 
+def own_shortcut_within(m: Any, x: Tensor) -> Tensor:
+    """The inner sum, as in a state space layer, has the same name as the block around it."""
+    x = m.a(x)
+    y = m.part.up(x)
+    y = y * m.part.scale + torch.tanh(F.linear(torch.tanh(y), m.part.square))
+    return m.head(x + m.part.down(y))
+
+
+def test_a_sum_whose_shortcut_is_no_copy_gives_the_name_to_the_block_around_it(tools: Any) -> None:
+    part = nn.Module()
+    part.up, part.down = nn.Linear(6, 5), nn.Linear(5, 6)
+    part.scale, part.square = nn.Parameter(torch.ones(5)), nn.Parameter(torch.randn(5, 5))
+    graph = of(tools, own_shortcut_within, part=part)
+    assert [(b.name, b.removable) for b in graph.blocks] == [("part#2", False), ("part", True)]
+    assert not any(n.startswith("part") for n in graphs.tensors_of(without(graph, "part*")))
+
+
 def from_nothing(m: Any, x: Tensor) -> Tensor:
     start = m.latent.expand(x.shape[0], -1)
     return m.head(start + m.f(torch.cat([start, x], 1)))

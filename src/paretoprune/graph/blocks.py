@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -97,9 +97,11 @@ def blocks_of(module: fx.GraphModule, found: Inferred, terms: MacTerms, tensors:
     for term in terms:
         by_node[term[0]] = [*by_node.get(term[0], ()), term]
     reads = _Reads(tensors, module.graph)
-    for residual, why in finder.found():
-        weights = finder.weights(residual)
-        name = _unused(finder.name(residual, weights), {b.name for b in every})
+    candidates = list(finder.found())
+    weights_of = {r.sum: finder.weights(r) for r, _ in candidates}
+    names = _names({r: finder.name(r, weights_of[r.sum]) for r, _ in candidates})
+    for residual, why in candidates:
+        weights, name = weights_of[residual.sum], names[residual]
         gone = finder.branch(residual) if why else dying({residual.sum: residual.skip})
         macs = macs_of([t for n in gone for t in by_node.get(n, ())], found.samples, {})
         every.append(Block(name, not why, why, reads.parameters(gone), macs, weights))
@@ -131,11 +133,17 @@ def _laid_out(node: fx.Node) -> fx.Node:
     return node
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    result, k = name, 2
-    while result in taken:
-        result, k = f"{name}#{k}", k + 1
-    return result
+def _names(wanted: Mapping[Residual, str]) -> dict[Residual, str]:
+    """Names that are told apart by numbers; a sum whose shortcut is no copy gives way to the others."""
+    names: dict[Residual, str] = {}
+    taken: set[str] = set()
+    for residual in sorted(wanted, key=lambda r: r.projected):
+        name, k = wanted[residual], 2
+        while name in taken:
+            name, k = f"{wanted[residual]}#{k}", k + 1
+        taken.add(name)
+        names[residual] = name
+    return names
 
 
 class _Finder:
@@ -179,7 +187,8 @@ class _Finder:
         living = inside - dying({r.sum: r.skip})
         if living:
             last = max(living, key=self.flow.order.__getitem__)
-            return f"{where(last)} within it is read from outside, or is an output"
+            written = any(is_root(u) and u.op != "output" for u in last.users)
+            return f"{where(last)} within it is {'written into' if written else 'read from outside, or is an output'}"
         return ""
 
     def _unlike(self, r: Residual) -> str:
@@ -207,7 +216,10 @@ class _Finder:
                     deep = sum(map(self.flow.contracts, self.flow.between(node, branch)))
                     same = self._shape(node) == self._shape(total)
                     return (
-                        (Residual(total, shortcut, branch, node), OWN_SHORTCUT if same else CHANGES_SHAPE)
+                        (
+                            Residual(total, shortcut, branch, node, projected=True),
+                            OWN_SHORTCUT if same else CHANGES_SHAPE,
+                        )
                         if (deep > layers)
                         else None
                     )

@@ -17,13 +17,15 @@ _ADDITIONS = frozenset({"aten.add.Tensor", "aten.sub.Tensor", "aten.add_.Tensor"
 class Residual:
     """`sum` adds `branch` to `skip` (or subtracts one of the two).
 
-    `start` is `skip` before casts, copies and dropouts: what the branch is made from.
+    `start` is `skip` before casts, copies and dropouts: what the branch is made from; where it is `projected`, before
+    a few operators.
     """
 
     sum: fx.Node
     skip: fx.Node
     branch: fx.Node
     start: fx.Node
+    projected: bool = False
 
 
 class Flow:
