@@ -73,7 +73,8 @@ def rebuilt(model: nn.Module, graph: TracedGraph, cut: Cut) -> Rebuilt:
 
     values, wrong = search(fresh, slots, attempt)
     if values is None:
-        return Rebuilt(None, "unknown" if wrong is None else wrong.why)
+        why = "unknown" if wrong is None else wrong.why
+        return Rebuilt(None, f"nn.Identity in the place of '{passed[0]}' does not do: {why}" if passed else why)
     clone, edits = tried[0]
     copy_modes(model, clone)
     return Rebuilt(clone, "", edits)
