@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,21 @@ def test_where_the_class_cannot_lose_a_block_the_result_is_the_graph(model: Rows
     pruned = pp.prune(model.eval(), given(), blocks=blocks)
     assert type(pruned.model).__name__ == "PrunedGraph"
     assert any(why in note for note in pruned.notes), pruned.notes
+
+
+def test_a_language_model_without_a_layer_is_the_graph_and_cannot_generate() -> None:
+    pytest.importorskip("transformers")
+    from zoo.networks import NETWORKS
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, example = NETWORKS["transformers/llama"].build()
+        pruned = pp.prune(model, example, ratio=0.5, blocks=["model.layers.0.*"])
+        assert pruned.model(**example)[0].isfinite().all()
+    assert pruned.plan.blocks == ("model.layers.0.self_attn", "model.layers.0.mlp")
+    assert not [n for n in pruned.kept if n.startswith("model.layers.0.")]
+    with pytest.raises(errors.ModelError, match="it generates with a cache that counts its layers"):
+        pruned.model.generate()
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

@@ -38,10 +38,18 @@ class Blocks:
 
         Raises PlanError for one that means no block, or only blocks that cannot go.
         """
+        key = tuple(patterns)
+        if key not in self._named:
+            self._named[key] = self._matching(key)
+        return self._named[key]
+
+    def _matching(self, patterns: Sequence[str]) -> tuple[str, ...]:
         wanted: set[str] = set()
+        exact = {b.name: b for b in self.every}
         for pattern in patterns:
-            exact = [b for b in self.every if b.name == pattern]
-            found = exact or [b for b in self.every if fnmatchcase(b.name, str(pattern))]
+            found = (
+                [exact[pattern]] if pattern in exact else [b for b in self.every if fnmatchcase(b.name, str(pattern))]
+            )
             if not found:
                 raise PlanError(f"there is no block '{pattern}': {self._there_are()}")
             free = [b.name for b in found if b.removable]
@@ -78,6 +86,10 @@ class Blocks:
             found = dying_tensors(self.tensors, self.module.graph, gone, opaque_tensors(self.module)) if gone else ()
             self._gone_tensors[key] = frozenset(found)
         return self._gone_tensors[key]
+
+    @cached_property
+    def _named(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        return {}
 
     @cached_property
     def _gone(self) -> dict[tuple[str, ...], frozenset[fx.Node]]:
