@@ -118,7 +118,8 @@ def llama(layers: int, **sizes: Any) -> Built:
     operators()
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    small = {
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2}
+    small["vocab_size"] = 1000
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_attention_heads": 8,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from paretoprune.core.axis import Axis
+from paretoprune.core.block import Block
 from paretoprune.core.layers import LayerSpec
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class Graph(Protocol):
     @property
     def axes(self) -> tuple[Axis, ...]: ...
     @property
+    def blocks(self) -> tuple[Block, ...]: ...
+    @property
     def program(self) -> Program: ...
     @property
     def fingerprint(self) -> str: ...
@@ -122,14 +125,14 @@ class Graph(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
-    def macs(self, widths: Mapping[str, int] | None = None) -> int:
-        """Multiply-accumulates of one sample (batch 1) when axis `id` keeps `widths[id]` positions."""
+    def macs(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> int:
+        """Multiply-accumulates of one sample (batch 1) when axis `id` keeps `widths[id]` positions and `blocks` go."""
         ...
 
-    def layers(self, widths: Mapping[str, int] | None = None) -> tuple[LayerSpec, ...]:
-        """The convolutions and linear layers at these widths, in the order of the graph."""
+    def layers(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> tuple[LayerSpec, ...]:
+        """The convolutions and linear layers at these widths without `blocks`, in the order of the graph."""
         ...
 
-    def parameters(self, widths: Mapping[str, int] | None = None) -> int:
-        """Parameter count when axis `id` keeps `widths[id]` positions."""
+    def parameters(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> int:
+        """Parameter count when axis `id` keeps `widths[id]` positions and `blocks` go."""
         ...

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from paretoprune.graph.influence import influences
 from paretoprune.graph.model import check_model, check_sound, private_copy
 from paretoprune.graph.rebuild import Rebuilt, put_tensors, rebuild, rebuilt
+from paretoprune.graph.rebuild_blocks import put_identities
 from paretoprune.graph.rebuild_compare import Difference, difference, figures, outputs_differ
 from paretoprune.graph.rebuild_edits import Edits, apply_edits
 from paretoprune.graph.reference import check, randomised
@@ -25,9 +27,11 @@ __all__ = [
     "difference",
     "dump",
     "figures",
+    "influences",
     "load",
     "outputs_differ",
     "private_copy",
+    "put_identities",
     "put_tensors",
     "randomised",
     "rebuild",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 
 import torch
 from torch import fx
@@ -86,17 +87,32 @@ def _read_twice(source: fx.Node, node: fx.Node) -> bool:
 
 def written(graph: fx.Graph) -> set[str]:
     """Attributes that the graph itself writes into, directly or through a view: their values must last."""
-    found: set[str] = set()
+    return {str(base.target) for n in written_values(graph) for base in _under(n) if base.op == "get_attr"}
+
+
+def written_values(graph: fx.Graph) -> list[fx.Node]:
+    """Values that some operator writes into."""
+    found: list[fx.Node] = []
     for node in graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
             continue
         given, arguments = bind(node), node.target._schema.arguments
         into = [given[a.name] for a in arguments if a.alias_info is not None and a.alias_info.is_write]
-        stack = [n for v in into for n in (v if isinstance(v, (list, tuple)) else [v]) if isinstance(n, fx.Node)]
-        while stack:
-            top = stack.pop()
-            if top.op == "get_attr":
-                found.add(str(top.target))
-            elif _is_view(top):
-                stack.extend(top.all_input_nodes)
+        found += [n for v in into for n in (v if isinstance(v, (list, tuple)) else [v]) if isinstance(n, fx.Node)]
     return found
+
+
+def memory_of(node: fx.Node) -> set[fx.Node]:
+    """The value itself and every one that it may be a view of, or that an operator wrote into to make it."""
+    return set(_under(node))
+
+
+def _under(node: fx.Node) -> Iterator[fx.Node]:
+    stack, seen = [node], {node}
+    while stack:
+        top = stack.pop()
+        yield top
+        for source in top.all_input_nodes if _is_view(top) or _writes_in_place(top) else ():
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)

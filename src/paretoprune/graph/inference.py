@@ -66,6 +66,12 @@ def where(node: fx.Node) -> str:
     return f"{path} ({name})" if path else name
 
 
+def paths_of(node: fx.Node) -> list[str]:
+    """The modules that a node was captured in, outermost first; a repeated call is the same module."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [str(path).partition("@")[0] for path, _ in stack.values()]
+
+
 class _Inference:
     def __init__(self, module: fx.GraphModule, frozen: Mapping[str, str], run: int):
         self.module, self.frozen = module, frozen

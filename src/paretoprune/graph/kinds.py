@@ -13,9 +13,8 @@ from torch import fx
 from paretoprune.graph.algebra import Atom, Expr, Product, Sum, atoms_of, factors_of, terms_of
 from paretoprune.graph.inference import Inferred
 from paretoprune.graph.op import Op
-from paretoprune.graph.rules import shape
+from paretoprune.graph.residual import Flow
 
-_ADDITIONS = frozenset({"aten.add.Tensor", "aten.sub.Tensor", "aten.add_.Tensor"})
 _SOFTMAX = frozenset({"aten.softmax.int", "aten._softmax.default", "aten._safe_softmax.default"})
 _FUSED = "aten.scaled_dot_product_attention.default"
 _RECURRENT = ("aten.lstm.", "aten.gru.", "aten.rnn_tanh.", "aten.rnn_relu.", "aten.lstm_cell.", "aten.gru_cell.")
@@ -37,8 +36,8 @@ def kinds_of(found: Inferred) -> dict[Atom, str]:
 class _Reader:
     def __init__(self, found: Inferred):
         self.found = found
-        self.active = _active(found)
-        self.order = {node: i for i, node in enumerate(found.dims)}
+        self.flow = Flow(found)
+        self.active = self.flow.active
 
     def named(self) -> Iterator[tuple[str, Iterable[Atom]]]:
         """(kind, atoms), the most telling first."""
@@ -142,40 +141,12 @@ class _Reader:
     def _residual(self) -> set[Atom]:
         """Carried by both operands of `x + f(x)`."""
         result: set[Atom] = set()
-        for node, op in self.found.ops.items():
-            tensors = op.tensors()
-            if str(node.target) in _ADDITIONS and len(tensors) == 2 and all(t in self.active for t in tensors):
-                first, second = sorted((self._stripped(t) for t in tensors), key=self.order.__getitem__)
-                sides = [{a for e in op.dims_of(t) for a in self._open(e)} for t in (first, second)]
-                if sides[0] & sides[1] and self._leads_to(first, second):
-                    result |= sides[0] & sides[1]
+        for node, *operands in self.flow.sums():
+            sides = [{a for e in self.found.flat(t) for a in self._open(e)} for t in operands]
+            carried = sides[0] & sides[1] if all(t in self.active for t in operands) else set()
+            if carried and self.flow.residual(node, *operands) is not None:
+                result |= carried
         return result
-
-    def _stripped(self, node: fx.Node) -> fx.Node:
-        """The value that a cast, a copy or a dropout passes on."""
-        while node in self.found.rules and self.found.rules[node].infer is shape.same:
-            node = self.found.ops[node].tensors()[0]
-        return node
-
-    def _leads_to(self, start: fx.Node, end: fx.Node) -> bool:
-        """Is `start` an ancestor of `end`, and every way between them through a layer? Looks only between the two.
-
-        An activation function that is written as a sum is no residual block.
-        """
-        first, found = self.order[start], False
-        stack, seen = [(end, False)], {(end, False)}
-        while stack:
-            node, passed = stack.pop()
-            passed = passed or (node in self.found.rules and self.found.rules[node].macs is not None)
-            for source in node.all_input_nodes:
-                if source is start:
-                    if not passed:
-                        return False
-                    found = True
-                elif (source, passed) not in seen and self.order.get(source, -1) > first:
-                    seen.add((source, passed))
-                    stack.append((source, passed))
-        return found
 
     def _within(self) -> set[Atom]:
         """Inner factors of a product whose outer factor can be pruned too."""
@@ -197,12 +168,3 @@ class _Reader:
     def _open(self, expr: Expr) -> Iterator[Atom]:
         axes = self.found.axes
         return (a for a in atoms_of(axes.resolve(expr)) if not axes.frozen(a))
-
-
-def _active(found: Inferred) -> set[fx.Node]:
-    """Nodes that depend on an input."""
-    result: set[fx.Node] = set()
-    for node in found.dims:
-        if node.op == "placeholder" or any(n in result for n in node.all_input_nodes):
-            result.add(node)
-    return result

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from paretoprune.graph.model import private_copy, unwrapped
 from paretoprune.graph.rebuild_attention import attention_edits
+from paretoprune.graph.rebuild_blocks import put_identities, vacant
 from paretoprune.graph.rebuild_compare import Difference, difference
 from paretoprune.graph.rebuild_edits import Edit, Edits, apply_edits, edits_of
 from paretoprune.graph.rebuild_evidence import gather, nodes_by_module
@@ -43,7 +44,10 @@ def rebuilt(model: nn.Module, graph: TracedGraph, cut: Cut) -> Rebuilt:
     guess is right is decided by comparing outputs and gradients, never by equal sizes.
     """
     model, _ = unwrapped(model)
-    fresh = _clone(model, cut.program.module)
+    passed, why = vacant(model, cut)
+    if why:
+        return Rebuilt(None, why)
+    fresh = _clone(model, cut.program.module, passed)
     if isinstance(fresh, str):
         return Rebuilt(None, fresh)
     evidence, nodes = gather(graph, cut), nodes_by_module(cut.program.module.graph)
@@ -59,17 +63,18 @@ def rebuilt(model: nn.Module, graph: TracedGraph, cut: Cut) -> Rebuilt:
         return slice_tensor(originals[name].detach(), cut.kept[name])
 
     def attempt(values: Iterable[int]) -> Difference | None:
-        clone = _clone(model, cut.program.module)
+        clone = _clone(model, cut.program.module, passed)
         if isinstance(clone, str):
             return Difference(clone)
-        edits = Edits((*known, *certain, *edits_of(clone, slots, values)), narrow)
+        edits = Edits((*known, *certain, *edits_of(clone, slots, values)), narrow, passed)
         apply_edits(clone, edits)
         tried[:] = [(clone, edits)]
         return difference(clone, cut.program.module, graph.example, made)
 
     values, wrong = search(fresh, slots, attempt)
     if values is None:
-        return Rebuilt(None, "unknown" if wrong is None else wrong.why)
+        why = "unknown" if wrong is None else wrong.why
+        return Rebuilt(None, f"nn.Identity in the place of '{passed[0]}' does not do: {why}" if passed else why)
     clone, edits = tried[0]
     copy_modes(model, clone)
     return Rebuilt(clone, "", edits)
@@ -83,9 +88,10 @@ def _known(clone: nn.Module, nodes: Mapping[str, list[fx.Node]]) -> list[Edit]:
     ]
 
 
-def _clone(model: nn.Module, program: nn.Module) -> nn.Module | str:
-    """A private copy with the program's tensors, or why it cannot take them."""
+def _clone(model: nn.Module, program: nn.Module, passed: Iterable[str]) -> nn.Module | str:
+    """A private copy with the program's tensors, or why it cannot take them. `passed`: layers that pass a value on."""
     clone, _ = private_copy(model)
+    put_identities(clone, passed)
     return put_tensors(clone, tensors_of(program)) or clone
 
 

@@ -44,13 +44,19 @@ class Edit:
 
 @dataclass(frozen=True)
 class Edits:
-    """`narrow`: attention layers whose heads no longer fill the embedding, with heads, head size and scale."""
+    """`narrow`: attention layers whose heads no longer fill the embedding, with heads, head size and scale.
+
+    `passed`: layers that `nn.Identity` stands for, since nothing is left of them.
+    """
 
     values: tuple[Edit, ...] = ()
     narrow: tuple[tuple[str, int, int, float], ...] = ()
+    passed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"values": [e.to_json() for e in self.values], "narrow": [list(n) for n in self.narrow]}
+        return {"values": [e.to_json() for e in self.values], "narrow": [list(n) for n in self.narrow]} | (
+            {"passed": list(self.passed)} if self.passed else {}
+        )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Edits:
@@ -60,7 +66,10 @@ class Edits:
             if not isinstance(path, str) or type(heads) is not int or type(size) is not int or heads < 1 or size < 1:
                 raise FileError(f"{path!r} is no attention layer with {heads!r} heads of {size!r}")
             narrow.append((path, heads, size, float(scale)))
-        return cls(tuple(Edit.from_json(e) for e in data["values"]), tuple(narrow))
+        passed = data.get("passed", [])
+        if not isinstance(passed, list) or not all(isinstance(p, str) for p in passed):
+            raise FileError(f"{str(passed)[:80]} is no list of layers")
+        return cls(tuple(Edit.from_json(e) for e in data["values"]), tuple(narrow), tuple(passed))
 
 
 def edits_of(model: nn.Module, slots: Iterable[Slot], values: Iterable[int]) -> list[Edit]:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import fx
 
 from paretoprune.graph.algebra import Atom, Expr, Product, atoms_of, concatenate, multiply
+from paretoprune.graph.inference import paths_of
 from paretoprune.graph.positions import size_of
 from paretoprune.graph.surgery import Cut
 from paretoprune.graph.traced import TracedGraph
@@ -50,12 +51,6 @@ class Evidence:
                 self.exprs[old][new] |= kinds
 
 
-def paths_of(node: fx.Node) -> list[str]:
-    """The modules that a node was captured in, outermost first; a repeated call is the same module."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return [str(path).partition("@")[0] for path, _ in stack.values()]
-
-
 def nodes_by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:
     """The operators that stand in a module's own forward, by its path."""
     result: dict[str, list[fx.Node]] = defaultdict(list)
@@ -69,10 +64,9 @@ def axis_widths(graph: TracedGraph, cut: Cut) -> dict[Atom, int]:
     """How many positions of each axis the cut kept, from the parameters' kept indices."""
     widths: dict[Atom, int] = {}
     for axis in graph.axes:
-        member = axis.members[0]
-        dims = cut.kept.get(member.name)
-        kept = None if dims is None else dims[member.dim]
-        if axis.prunable and kept is not None:
+        member = next((m for m in axis.members if m.name in cut.kept), None)  # a dropped block takes some with it
+        kept = None if member is None else cut.kept[member.name][member.dim]
+        if axis.prunable and member is not None and kept is not None:
             widths[graph.atoms[axis.id]] = int(np.isin(member.entries, kept).any(axis=1).sum())
     return widths
 

@@ -25,7 +25,7 @@ from paretoprune.graph.op import WHOLE, bind
 from paretoprune.graph.opaque import carried
 from paretoprune.graph.positions import kept_indices
 from paretoprune.graph.program import placeholders
-from paretoprune.graph.surgery import cut
+from paretoprune.graph.surgery import cut, dropped
 from paretoprune.graph.traced import TracedGraph, tensors_of
 from paretoprune.graph.values import Side, Values, Weights
 
@@ -91,8 +91,8 @@ def check(graph: TracedGraph, plan: Plan) -> None:
         if not verdict.agrees:
             raise SurgeryError(
                 f"the pruned network differs from the dead-channel reference by {verdict.error:.3g} of the output's "
-                f"scale (allowed {verdict.tolerance:g}) after pruning {_culprits(graph, plan)}; "
-                "leave these axes out with ignore= and report the network"
+                f"scale (allowed {verdict.tolerance:g}) after {_culprits(graph, plan)}; "
+                "leave these out (axes with ignore=) and report the network"
             )
     if not varies:
         raise SurgeryError(
@@ -102,13 +102,15 @@ def check(graph: TracedGraph, plan: Plan) -> None:
 
 
 def _culprits(graph: TracedGraph, plan: Plan) -> str:
-    """The axes that are wrong when they are pruned alone; all of them where none is."""
+    """The axes and blocks that are wrong when they go alone; all of them where none is."""
+    every = {f"pruning '{name}'": Plan({name: kept}) for name, kept in plan.kept.items()}
+    every |= {f"dropping block '{name}'": Plan(blocks=(name,)) for name in dropped(graph, plan)}
     alone = [
-        name
-        for name, kept in plan.kept.items()
-        if not all(_compare(graph, Plan({name: kept}), weights, vary=False).agrees for weights in ("own", "random"))
+        what
+        for what, one in every.items()
+        if not all(_compare(graph, one, weights, vary=False).agrees for weights in ("own", "random"))
     ]
-    return ", ".join(f"'{name}'" for name in alone or plan.kept)
+    return ", ".join(alone or every)
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,13 @@ class _Reference(_Retyped):
         super().__init__(graph.captured, side, dtype)
         self._rules, self._ops = graph.inferred.rules, graph.inferred.ops
         self._atoms = {graph.atoms[n]: np.array(p) for n, p in plan.kept.items()}
+        self._skips = graph.residual.sums(dropped(graph, plan)) if plan.blocks else {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n in self._skips:  # the branch is run and counts nothing
+            operands = (self.value(a) for a in n.args[:2] if isinstance(a, fx.Node))
+            skip = self.value(self._skips[n])
+            return sum((torch.zeros_like(v) for v in operands if v is not skip), skip)
         rule = self._rules.get(n)
         masked = None if rule is None or WHOLE in self._ops[n].memo else rule.masked
         args = {} if masked is None else bind(n)

@@ -13,6 +13,7 @@ from torch import fx, nn
 from paretoprune.core.errors import PlanError
 from paretoprune.core.plan import Plan
 from paretoprune.graph.algebra import Atom, Expr, atoms_of
+from paretoprune.graph.depth import take_out
 from paretoprune.graph.op import Op, Resize
 from paretoprune.graph.opaque import carried, opaque_paths
 from paretoprune.graph.positions import kept_indices, size_of
@@ -24,10 +25,14 @@ Kept = dict[str, tuple[NDArray[np.int64] | None, ...]]
 
 @dataclass(frozen=True)
 class Cut:
-    """A pruned program and what stayed: per parameter or buffer one entry per dim, None where everything did."""
+    """A pruned program and what stayed: per parameter or buffer one entry per dim, None where everything did.
+
+    `blocks`: names of the residual blocks that were dropped; what went with them is not in `kept`.
+    """
 
     program: GraphProgram
     kept: Kept
+    blocks: tuple[str, ...] = ()
 
 
 def validated(graph: TracedGraph, plan: Plan) -> dict[str, NDArray[np.int64]]:
@@ -58,20 +63,34 @@ def cut(graph: TracedGraph, plan: Plan, tensors: Mapping[str, torch.Tensor] | No
 
     `tensors` stand in for the graph's own parameters and buffers, by name.
     """
-    chosen = validated(graph, plan)
+    chosen, blocks = validated(graph, plan), dropped(graph, plan)
     atoms = {graph.atoms[name]: kept for name, kept in chosen.items()}
     tensors = tensors_of(graph.captured) if tensors is None else tensors
+    lost = graph.residual.gone_tensors(blocks) if blocks else frozenset()
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in lost}
     kept = _kept(graph, atoms, tensors)
-    root = _sliced(graph, kept, tensors)
-    module = fx.GraphModule(root, _resized(graph, atoms))
-    program = GraphProgram(runnable(module), graph.program.contractions, graph.program.batch_norms)
-    return Cut(program, kept)
+    resized = _resized(graph, atoms)
+    if blocks:
+        take_out(resized, {s.name: x.name for s, x in graph.residual.sums(blocks).items()}, lost)
+    module = fx.GraphModule(_sliced(graph, kept, tensors, resized), resized)
+    left = {n.name for n in resized.nodes}
+    contractions = tuple(c for c in graph.program.contractions if c.node in left)
+    batch_norms = tuple(b for b in graph.program.batch_norms if b.node in left)
+    return Cut(GraphProgram(runnable(module), contractions, batch_norms), kept, blocks)
+
+
+def dropped(graph: TracedGraph, plan: Plan) -> tuple[str, ...]:
+    """Names of the blocks that go, in the order of the graph. Raises PlanError."""
+    return graph.residual.named(plan.blocks) if plan.blocks else ()
 
 
 def _kept(graph: TracedGraph, atoms: Mapping[Atom, NDArray[np.int64]], tensors: Mapping[str, torch.Tensor]) -> Kept:
     result: Kept = {}
+    held = tensors_of(graph.captured)
     cache: dict[int, tuple[NDArray[np.int64] | None, ...]] = {}
     for name, dims in graph.inferred.params.items():
+        if name in held and name not in tensors:
+            continue  # it went with a block
         if id(dims) not in cache:
             resolved = graph.inferred.resolved(name)
             cache[id(dims)] = tuple(
@@ -83,7 +102,7 @@ def _kept(graph: TracedGraph, atoms: Mapping[Atom, NDArray[np.int64]], tensors: 
     return result
 
 
-def _sliced(graph: TracedGraph, kept: Kept, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+def _sliced(graph: TracedGraph, kept: Kept, tensors: Mapping[str, torch.Tensor], resized: fx.Graph) -> nn.Module:
     """A bare module tree with the sliced tensors; tensors that were one object stay one."""
     root = nn.Module()
     done: dict[int, nn.Parameter | torch.Tensor] = {}
@@ -93,7 +112,7 @@ def _sliced(graph: TracedGraph, kept: Kept, tensors: Mapping[str, torch.Tensor])
             is_parameter = isinstance(tensor, nn.Parameter)
             done[id(tensor)] = nn.Parameter(data, requires_grad=tensor.requires_grad) if is_parameter else data
         attach(root, name, done[id(tensor)])
-    for node in graph.captured.graph.nodes:
+    for node in resized.nodes:
         if node.op == "get_attr" and str(node.target) not in kept:
             value = graph.captured
             for part in str(node.target).split("."):

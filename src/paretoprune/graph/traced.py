@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from paretoprune.core.axis import Axis
+from paretoprune.core.block import Block
 from paretoprune.core.errors import PlanError
 from paretoprune.core.graph import BatchNorm, Contraction, Example
 from paretoprune.core.layers import LayerSpec
-from paretoprune.graph.algebra import Atom, Expr, Product, atoms_of
+from paretoprune.graph.algebra import Atom, Expr, atoms_of
 from paretoprune.graph.axes import axes_of
+from paretoprune.graph.blocks import Blocks, blocks_of
 from paretoprune.graph.capture import capture
+from paretoprune.graph.counts import MacTerms, mac_terms, macs_of, parameters_of
 from paretoprune.graph.functional import written
 from paretoprune.graph.inference import Inferred, infer
 from paretoprune.graph.inputs import registered
 from paretoprune.graph.model import check_example, check_model, private_copy, shared_storage, untouched_rng, unwrapped
-from paretoprune.graph.op import MacTerm, Op, bind
+from paretoprune.graph.op import Op, bind
 from paretoprune.graph.opaque import opaque_tensors
 from paretoprune.graph.positions import size_of
 from paretoprune.graph.program import GraphProgram, runnable
@@ -50,38 +52,38 @@ class TracedGraph:
             raise PlanError(f"there is no axis {sorted(unknown)}; this network has {', '.join(self.atoms)}")
         return {self.atoms[axis]: width for axis, width in (widths or {}).items()}
 
-    def macs(self, widths: Mapping[str, int] | None = None) -> int:
-        """Multiply-accumulates of one sample at these widths, other dynamic dims as in the example."""
-        by_atom = self._widths(widths)
-        samples = self.inferred.samples
-        return sum(factor * prod(_per_sample(e, by_atom, samples) for e in exprs) for factor, exprs in self._mac_terms)
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The residual blocks in the order of the graph."""
+        return self.residual.every
 
     @cached_property
-    def _mac_terms(self) -> list[MacTerm]:
-        found = self.inferred
-        return [
-            (factor, tuple(found.axes.resolve(e) for e in exprs))
-            for node, op in found.ops.items()
-            if (count := found.rules[node].macs) is not None
-            for factor, exprs in count(op)
-        ]
+    def residual(self) -> Blocks:
+        """The blocks with the operators and tensors that go with each."""
+        return blocks_of(self.captured, self.inferred, self._mac_terms, tensors_of(self.captured))
 
-    def parameters(self, widths: Mapping[str, int] | None = None) -> int:
-        """Parameters at these widths; tied ones count once."""
-        by_atom = self._widths(widths)
-        named = dict(self.captured.named_parameters())
-        return sum(
-            prod(size_of(e, by_atom) for e in self.inferred.resolved(name))
-            if name in self.inferred.params
-            else p.numel()
-            for name, p in named.items()
-        )
+    def macs(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> int:
+        """Multiply-accumulates of one sample at these widths without `blocks`, other dynamic dims as in the example."""
+        gone = self.residual.gone(self.residual.named(blocks)) if blocks else ()
+        return macs_of(self._mac_terms, self.inferred.samples, self._widths(widths), gone)
 
-    def layers(self, widths: Mapping[str, int] | None = None) -> tuple[LayerSpec, ...]:
-        """Shapes of the convolutions and linear layers at these widths, in the order of the graph."""
+    @cached_property
+    def _mac_terms(self) -> MacTerms:
+        return mac_terms(self.inferred)
+
+    def parameters(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> int:
+        """Parameters at these widths without `blocks`; tied ones count once."""
+        gone = self.residual.gone_tensors(self.residual.named(blocks)) if blocks else ()
+        return parameters_of(self.captured, self.inferred, self._widths(widths), gone)
+
+    def layers(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> tuple[LayerSpec, ...]:
+        """Shapes of the convolutions and linear layers at these widths without `blocks`, in the order of the graph."""
         by_atom = self._widths(widths)
+        gone = self.residual.gone(self.residual.named(blocks)) if blocks else frozenset()
         specs = []
         for op, spec in self._layer_ops:
+            if op.node in gone:
+                continue
             groups, into, out = (size_of(op.resolve(op.memo[k]), by_atom) for k in ("groups", "into", "out"))
             specs.append(replace(spec, inputs=groups * into, outputs=out, groups=groups))
         return tuple(specs)
@@ -94,15 +96,6 @@ class TracedGraph:
             for node, op in found.ops.items()
             if (describe := found.rules[node].layer) is not None and (spec := describe(op)) is not None
         ]
-
-
-def _per_sample(expr: Expr, widths: Mapping[Atom, int], samples: Mapping[int, int]) -> int:
-    """The size of an expression at these widths, for one sample."""
-    if isinstance(expr, Atom):
-        return widths.get(expr, samples.get(expr.size, expr.size))
-    if isinstance(expr, Product):
-        return prod(_per_sample(f, widths, samples) for f in expr.factors)
-    return sum(_per_sample(t, widths, samples) for t in expr.terms)
 
 
 def trace(model: nn.Module, example: Any, dynamic: Mapping[str, Iterable[int]] | None = None) -> TracedGraph:

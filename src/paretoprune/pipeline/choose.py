@@ -86,9 +86,15 @@ def check_positive(**values: int) -> None:
 
 
 def widths_by_macs(
-    graph: Graph, axes: Sequence[Axis], scores: Scores, share: float, align: int = 1, floor: int = 1
+    graph: Graph,
+    axes: Sequence[Axis],
+    scores: Scores,
+    share: float,
+    align: int = 1,
+    floor: int = 1,
+    blocks: Sequence[str] = (),
 ) -> dict[str, int]:
-    """Widths that bring the MACs down to `share` of the original at the least summed score.
+    """Widths that bring the MACs down to `share` of the original at the least summed score, once `blocks` are gone.
 
     The knapsack over one axis at a time; the MACs that count are those of the whole network at those widths.
     """
@@ -97,27 +103,24 @@ def widths_by_macs(
     check_positive(align=align, floor=floor)
     total = graph.macs()
     target = share * total
-    fronts = allocate([_mac_choice(graph, a, scores, align, floor) for a in axes])
-    fitting = [a for a in fronts if graph.macs(a.widths) <= target]
+    choices = [_mac_choice(graph, a, scores, align, floor, blocks) for a in axes]
+    fronts = allocate(choices) if choices else (Allocation(0.0, 0.0, {}),)
+    fitting = [a for a in fronts if graph.macs(a.widths, blocks) <= target]
     if not fitting:
-        least = math.ceil(1000 * min(graph.macs(a.widths) for a in fronts) / total) / 1000
+        least = math.ceil(1000 * min(graph.macs(a.widths, blocks) for a in fronts) / total) / 1000
         raise PlanError(
             f"macs={share:g} cannot be reached: with these axes at their floor, {least:g} of the MACs are "
             f"left; ask for at least macs={least:g}, or prune more axes (axes='all')"
         )
-    return dict(_tightest(graph, fitting).widths)
+    return dict(min(fitting, key=lambda a: (a.error, -graph.macs(a.widths, blocks))).widths)
 
 
-def _tightest(graph: Graph, fitting: Sequence[Allocation]) -> Allocation:
-    return min(fitting, key=lambda a: (a.error, -graph.macs(a.widths)))
-
-
-def _mac_choice(graph: Graph, axis: Axis, scores: Scores, align: int, floor: int) -> Choice:
+def _mac_choice(graph: Graph, axis: Axis, scores: Scores, align: int, floor: int, blocks: Sequence[str] = ()) -> Choice:
     widths = candidate_widths(axis.size, align, floor)
     score = np.sort(scores.by_axis[axis.id])
     lost = np.concatenate([[0.0], np.cumsum(score)])
     errors = tuple(float(lost[axis.size - w]) for w in widths)
-    return Choice(axis.id, widths, errors, tuple(float(graph.macs({axis.id: w})) for w in widths))
+    return Choice(axis.id, widths, errors, tuple(float(graph.macs({axis.id: w}, blocks)) for w in widths))
 
 
 def candidate_widths(size: int, align: int, floor: int = 1, most: int = MAX_WIDTHS) -> tuple[int, ...]:
@@ -130,15 +133,17 @@ def candidate_widths(size: int, align: int, floor: int = 1, most: int = MAX_WIDT
     return tuple(widths)
 
 
-def plan_of(graph: Graph, widths: Mapping[str, int], order: Mapping[str, Sequence[int]]) -> Plan:
-    """Keep of every axis the positions that come last in its order of removal."""
+def plan_of(
+    graph: Graph, widths: Mapping[str, int], order: Mapping[str, Sequence[int]], blocks: Sequence[str] = ()
+) -> Plan:
+    """Keep of every axis the positions that come last in its order of removal; `blocks` go."""
     sizes = {a.id: a.size for a in graph.axes}
     kept = {
         axis: tuple(sorted(int(p) for p in order[axis][sizes[axis] - width :]))
         for axis, width in widths.items()
         if width < sizes[axis]
     }
-    return Plan(kept, graph.fingerprint)
+    return Plan(kept, graph.fingerprint, tuple(blocks))
 
 
 def removal_order(scores: Scores) -> dict[str, list[int]]:

@@ -59,6 +59,8 @@ def rebuilt(model: nn.Module, traced: TracedGraph, cut: Cut) -> Rebuilt:
     """The result in the user's own class; for a Keras model a network over a smaller one (see `given_back`)."""
     if not isinstance(model, KerasNetwork):
         return graphs.rebuilt(model, traced, cut)
+    if cut.blocks:
+        return Rebuilt(None, f"residual blocks were dropped from it ({', '.join(cut.blocks[:4])})")
     program, tensors = cut.program.module, graphs.tensors_of(cut.program.module)
     inputs = graphs.randomised(traced.example, 1, 2)
     smaller, why = frameworks.resized(model, program, tuple(placeholders(program, inputs)), tensors)

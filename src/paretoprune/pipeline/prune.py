@@ -12,11 +12,12 @@ from paretoprune import criteria, recover
 from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis, Scores
 from paretoprune.core.data import take
-from paretoprune.core.errors import DataError, PruneError, UsageError
+from paretoprune.core.errors import DataError, PruneError
 from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Criterion, Task
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import choose
+from paretoprune.pipeline.depth import BlockChoice, axis_ratio, check_choice, chosen_blocks, living
 from paretoprune.pipeline.generation import refuse_generation
 from paretoprune.pipeline.opening import Network, blueprint, given_back, name_of, opened, rebuilt
 from paretoprune.pipeline.pruned import Pruned
@@ -35,6 +36,7 @@ def prune(
     macs: float | None = None,
     criterion: str | Criterion = "magnitude",
     axes: choose.AxisChoice = "inner",
+    blocks: BlockChoice = None,
     align: int = 1,
     floor: int = 1,
     ignore: Sequence[str] = (),
@@ -49,25 +51,42 @@ def prune(
     Either `ratio`, the share of positions removed from every axis (or {name pattern: ratio}), or `macs`, the share of
     the multiply-accumulates to keep. With `calibration` batches (x, (x, y) or dict), what follows a pruned axis is
     reconstructed by least squares and batch norms are recalibrated. The result was compared with the dead-channel
-    reference. Raises ModelError, CaptureError, PlanError, UsageError, DataError, SurgeryError.
+    reference.
+
+    `blocks`: residual blocks `s = x + f(x)` that go as a whole, so that s is x (`trace(...).blocks` lists them). A list
+    of names and patterns ("model.layers.5.*"): exactly these; ratio and macs may then be left out. A strategy: with a
+    ratio, that share of the removable blocks (rounded down; with a ratio by name the key "blocks" says it) goes besides
+    the positions; with macs, blocks go in the strategy's order as long as the MACs stay at or above the target, and
+    positions of axes make up for the rest. "deepest" takes the last ones first, "shallowest" the first, "middle" goes
+    from the middle outwards (of two the deeper first), "score" the least important: without calibration by the mean
+    score per parameter that the criterion gives the branch's weights, with it by Block Influence, 1 − cos(x, s)
+    averaged over the calibration batches (Men et al. 2024, "ShortGPT", arXiv:2403.03853, eq. 1). A block that holds
+    others takes them with it.
+
+    Raises ModelError, CaptureError, PlanError, UsageError, DataError, SurgeryError.
     """
-    if (ratio is None) == (macs is None):
-        raise UsageError("give either ratio= (share of positions to remove) or macs= (share of MACs to keep)")
+    check_choice(blocks, ratio, macs)
     scorer = criteria.criterion_of(criterion)
     meaning = task_of(task)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     model = opened(model, example)
     traced = graphs.trace(model, example, dims)
     batches = None if calibration is None else fitted("calibration", calibration, traced.example, dynamic=dims)
+    gone = chosen_blocks(traced, blocks, ratio, macs, scorer, batches)
+    ratio = axis_ratio(blocks, ratio)
+    if ratio is None and macs is None:
+        return carry_out(model, traced, Plan({}, traced.fingerprint, gone), batches)
     chosen = choose.chosen_axes(traced, axes, ignore)
-    scores = score(traced, chosen, scorer, meaning, batches)
     widths: Mapping[str, int] = {}
     if ratio is not None:
         widths = choose.widths_by_ratio(chosen, ratio, align, floor)
-    elif macs is not None:
+    chosen = living(traced, chosen, gone)
+    scores = score(traced, chosen, scorer, meaning, batches)
+    if macs is not None:
         comparable = scores if scorer.needs_gradients else choose.normalised(scores)
-        widths = choose.widths_by_macs(traced, chosen, comparable, macs, align, floor)
-    plan = choose.plan_of(traced, widths, choose.removal_order(scores))
+        widths = choose.widths_by_macs(traced, chosen, comparable, macs, align, floor, gone)
+    widths = {axis.id: widths[axis.id] for axis in chosen if axis.id in widths}
+    plan = choose.plan_of(traced, widths, choose.removal_order(scores), gone)
     return carry_out(model, traced, plan, batches)
 
 
@@ -138,13 +157,14 @@ def carry_out(model: nn.Module, traced: TracedGraph, plan: Plan, batches: Iterab
         copy_tensors(cut.program.module, own.module)
     result = given_back(cut.program.module if own.module is None else own.module)
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
-    macs = traced.macs(widths), traced.macs()
+    macs = traced.macs(widths, plan.blocks), traced.macs()
     return Pruned(result, plan, cut.kept, cut.program, *macs, tuple(notes), blueprint(model, own, traced.example))
 
 
 def reconstruct(traced: TracedGraph, cut: graphs.Cut, batches: Iterable[Any]) -> list[str]:
     """Least squares behind every pruned axis, then batch norms; what was left alone, as sentences."""
-    grams = recover.collect_grams(traced.program, traced.program.contractions, batches, samples=GRAM_SAMPLES)
+    left = [c for c in traced.program.contractions if c.weight in cut.kept]
+    grams = recover.collect_grams(traced.program, left, batches, samples=GRAM_SAMPLES)
     return recover_cut(traced, cut, grams, batches)
 
 
