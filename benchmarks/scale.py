@@ -120,12 +120,6 @@ def llama(layers: int, **sizes: Any) -> Built:
 
     small = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2}
     small["vocab_size"] = 1000
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "vocab_size": 1000,
-    }
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, use_cache=False, **{**small, **sizes}))
     return model, {"input_ids": torch.randint(0, 1000, (2, 16))}
 

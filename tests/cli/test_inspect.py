@@ -162,3 +162,28 @@ def test_equal_layers_are_one_row(wide: Survey) -> None:
 )
 def test_counts_are_short(value: int, text: str) -> None:
     assert counted(value) == text
+
+
+class Stage(nn.Module):
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(into, out), nn.Linear(out, out)
+        self.short = nn.Identity() if into == out else nn.Linear(into, out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.short(x) + self.b(torch.relu(self.a(x)))
+        return result
+
+
+def test_residual_blocks_are_listed_and_those_that_stay_with_the_reason() -> None:
+    found = survey(nn.Sequential(Stage(6, 6), Stage(6, 8), *(Stage(8, 8) for _ in range(40))), torch.randn(2, 6))
+    facts = found.to_json()["blocks"]
+    assert facts[0] == {"name": "0", "removable": True, "why": "", "parameters": 84, "macs": 72}
+    assert (facts[1]["removable"], "shape" in facts[1]["why"]) == (False, True)
+    console = Console(file=io.StringIO(), width=100)
+    for table in tables(found, everything=False):
+        console.print(table)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "residual blocks that can be dropped" in shown
+    assert "changes the shape" in shown
+    assert f"{41 - ROWS} more residual blocks; --all shows them" in shown

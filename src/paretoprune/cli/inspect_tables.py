@@ -14,7 +14,7 @@ from paretoprune.report.text import COUNTS, clean, number, scaled
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from paretoprune.pipeline.survey import AxisFacts, LayerFacts, Survey
+    from paretoprune.pipeline.survey import AxisFacts, BlockFacts, LayerFacts, Survey
 
 ROWS = 25
 """Of one table, unless all are asked for."""
@@ -31,6 +31,8 @@ def tables(found: Survey, *, everything: bool) -> Iterator[RenderableType]:
         yield from _prunable(open_, found, len(open_) if everything else ROWS)
     if frozen:
         yield from _frozen(frozen) if everything else _reasons(frozen)
+    if found.blocks:
+        yield from _blocks(found.blocks, found, everything=everything)
     yield from _layers(found.layers, found.macs, len(found.layers) if everything else ROWS)
 
 
@@ -79,6 +81,30 @@ def _frozen(axes: Sequence[AxisFacts]) -> Iterator[RenderableType]:
     yield Text()
 
 
+def _blocks(blocks: Sequence[BlockFacts], found: Survey, *, everything: bool) -> Iterator[RenderableType]:
+    """Those that `blocks=` can drop in the order of the network; the others by their reason."""
+    open_ = [b for b in blocks if b.removable]
+    rows = len(open_) if everything else ROWS
+    if open_:
+        table = _table("residual blocks that can be dropped", "block", ">parameters", ">%", ">MACs", ">%")
+        for b in open_[:rows]:
+            shares = _share(b.parameters, found.parameters), _share(b.macs, found.macs)
+            _row(table, b.name, counted(b.parameters), shares[0], counted(b.macs), shares[1])
+        yield table
+        yield _more(len(open_) - rows, "residual blocks")
+    groups: dict[str, list[str]] = {}
+    for b in blocks:
+        if not b.removable:
+            groups.setdefault(_PLACE.sub("", b.why), []).append(b.name)
+    if groups:
+        table = _table("residual blocks that stay", "why", ">blocks", "which")
+        for why, names in groups.items():
+            named = names if everything else names[:_NAMED]
+            _row(table, why, f"{len(names):,}", ", ".join(named) + (", …" if len(names) > len(named) else ""))
+        yield table
+    yield Text()
+
+
 def _layers(layers: Sequence[LayerFacts], macs: int, rows: int) -> Iterator[RenderableType]:
     """Equal layers are one row. MACs are work, not time: time is shown only where it was measured."""
     groups: dict[str, list[LayerFacts]] = {}
@@ -105,7 +131,7 @@ def counted(value: int) -> str:
 
 def _table(title: str, *columns: str) -> Table:
     """Columns that begin with ">" are numbers."""
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    table = Table(box=None, pad_edge=False, min_width=len(title), title=title, title_justify="left", title_style="bold")
     for column in columns:
         right = column.startswith(">")
         name = column.removeprefix(">")

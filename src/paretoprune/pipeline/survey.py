@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from torch import nn
-
 from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis
 from paretoprune.core.layers import LayerSpec
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.graph import TracedGraph
+from paretoprune.pipeline.opening import Network, name_of, opened
 from paretoprune.targets import CostTable, find_target
 
 
@@ -39,6 +38,17 @@ class LayerFacts:
 
 
 @dataclass(frozen=True)
+class BlockFacts:
+    """A residual block; `parameters` and `macs` go with it when it is dropped, `why` it cannot be if so."""
+
+    name: str
+    removable: bool
+    why: str
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
 class Survey:
     """`macs` and `parameters` are the network's."""
 
@@ -48,19 +58,22 @@ class Survey:
     axes: tuple[AxisFacts, ...]
     layers: tuple[LayerFacts, ...]
     notes: tuple[str, ...]
+    blocks: tuple[BlockFacts, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def survey(model: nn.Module, example: Any, *, time_on: str | None = None, progress: Progress | None = None) -> Survey:
+def survey(model: Network, example: Any, *, time_on: str | None = None, progress: Progress | None = None) -> Survey:
     """Trace `model`. `time_on`: a target on which every layer is also timed alone. Raises ModelError and others."""
+    model = opened(model, example)
     graphs.check_model(model)
     traced = graphs.trace(model, example)
     parameters, macs = traced.parameters(), traced.macs()
     axes = tuple(_axis(traced, axis, parameters, macs) for axis in traced.axes)
     layers = _layers(traced, time_on, progress or NoProgress())
-    return Survey(type(model).__name__, parameters, macs, axes, layers, traced.notes)
+    blocks = tuple(BlockFacts(b.name, b.removable, b.why, b.parameters, b.macs) for b in traced.blocks)
+    return Survey(name_of(model), parameters, macs, axes, layers, traced.notes, blocks)
 
 
 def _axis(traced: TracedGraph, axis: Axis, parameters: int, macs: int) -> AxisFacts:
