@@ -3,13 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # On Linux the usual index gives torch with CUDA (gigabytes). An index of CPU builds, such as PyTorch's own, can be
 # named here: make TORCH_INDEX=https://download.pytorch.org/whl/cpu demo
 TORCH_INDEX ?=
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 ZOO_STAMP := .venv/.zoo
-ZOO ?= --peer
+ZOO ?= --peer --jobs 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -19,7 +19,7 @@ ZOO ?= --peer
 help:
 	@echo "make demo    the main job on scikit-learn's digits; writes runs/demo"
 	@echo "make test    the quick tests      make slow   the long ones"
-	@echo "make random  10,000 random networks, pruned at random, against their references"
+	@echo "make random  10,000 random plans for random networks, against their references"
 	@echo "make lint    ruff, mypy, the import contract"
 	@echo "make bench   where the time of a search goes"
 	@echo "make zoo     prune real networks and judge them, beside Torch-Pruning; hours (ZOO='--only own/*' takes a part)"
@@ -44,7 +44,7 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_FLAGS)
 
 random: $(STAMP)
-	PARETOPRUNE_RANDOM_NETWORKS=5000 $(BIN)/python -m pytest -n 2 --timeout 86400 tests/graph/test_random_networks.py tests/graph/test_random_sequences.py $(PYTEST_FLAGS)
+	PARETOPRUNE_RANDOM_CASES=5000 $(BIN)/python -m pytest -n 2 --timeout 86400 tests/graph/test_random_networks.py tests/graph/test_random_sequences.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -150,15 +150,21 @@ def vgg() -> Built:
     return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(7), nn.Flatten(), *linears), torch.randn(2, 3, 64, 64)
 
 
+def linears() -> Built:
+    """117 MB, for the quick test."""
+    layers = [nn.Linear(2048, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
+    return nn.Sequential(*layers), torch.randn(2, 2048)
+
+
 NODES: dict[str, Callable[[], Built]] = {
     **{f"resnet-{d}": lambda d=d: resnet(d) for d in (18, 34, 50, 101, 152)},  # type: ignore[misc]
     **{f"bert-{n}": lambda n=n: bert(n) for n in (3, 6, 12, 24)},  # type: ignore[misc]
     **{f"llama-{n}": lambda n=n: llama(n) for n in (2, 4, 8, 16, 32, 64)},  # type: ignore[misc]
 }
 MEMORY: dict[str, Callable[[], Built]] = {
+    "three linears": linears,
     "vgg-16 linears": vgg,
     "bert-base": lambda: bert(12, 768, 12),
-    "bert-large": lambda: bert(24, 1024, 16),
     "llama 160 M": lambda: llama(
         12, hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_key_value_heads=4, vocab_size=32000
     ),

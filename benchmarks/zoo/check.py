@@ -1,6 +1,6 @@
 """Prune every network of the zoo and judge it: one process per network, one line of JSON per answer.
 
-python -m zoo [--only PATTERN] [--axes inner|all|both] [--peer] [--resume] [--results FILE] [--table FILE]
+python -m zoo [--only PATTERN] [--axes inner|all|both] [--peer] [--jobs N] [--resume] [--results FILE] [--table FILE]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     journal.parent.mkdir(parents=True, exist_ok=True)
     done = {(r["network"], r["kind"]): r for r in read(journal)} if options.resume else {}
     journal.write_text("".join(json.dumps(r) + "\n" for r in done.values()))  # a line that was cut off goes
-    for name in names:
-        for kind in kinds:
-            if (name, kind) not in done:
-                done[name, kind] = finished = answered(name, kind, options.limit)
-                with journal.open("a") as file:
-                    file.write(json.dumps(finished) + "\n")
-                print(line(finished), flush=True)
+    asked = [(n, k) for n in names for k in kinds if (n, k) not in done]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for finished in pool.map(lambda pair: answered(*pair, options.limit), asked):
+            done[finished["network"], finished["kind"]] = finished
+            with journal.open("a") as file:
+                file.write(json.dumps(finished) + "\n")
+            print(line(finished), flush=True)
     rows = [done[n, k] for n in names for k in kinds]
     result = {**provenance(), "command": "python -m zoo " + " ".join(arguments or sys.argv[1:]), "rows": rows}
     options.results.write_text(json.dumps(result, indent=1) + "\n")
@@ -65,6 +66,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--axes", choices=("inner", "all", "both"), default="both")
     options.add_argument("--peer", action="store_true", help="ask Torch-Pruning too")
     options.add_argument("--resume", action="store_true", help="keep the answers of a run that was stopped")
+    options.add_argument("--jobs", type=int, default=1, help="networks at a time, each on one thread")
     options.add_argument("--limit", type=float, help="CPU seconds per network (600; 150 for the peer)")
     options.add_argument("--results", type=Path, default=RESULTS)
     options.add_argument("--table", type=Path, default=TABLE)

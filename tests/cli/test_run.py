@@ -129,7 +129,7 @@ def test_export_copies_the_measured_file(invoke: Invoke, finished: Path, tmp_pat
 def test_export_to_torch_gives_a_folder_that_loads(invoke: Invoke, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "network"
     assert invoke("export", finished, "--pick", "c01-int8", "--to", "torch", "--out", out).exit_code == 0
-    assert pp.load(out).model(torch.zeros(2, 1, 12, 12)).shape == (2, 4)
+    assert pp.load(out).model(torch.zeros(2, 1, 24, 24)).shape == (2, 4)
     found = invoke("export", finished, "--pick", "original", "--to", "torch", "--out", tmp_path / "o")
     assert found.exit_code == 2
     assert "the network that you gave" in found.stderr
@@ -174,11 +174,11 @@ def test_inspect(invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch, wh
     assert found.exit_code == 0, found.stderr
     told = json.loads(found.stdout)
     axes = {axis["id"]: axis for axis in told["axes"]}
-    first, second = 9 * 8 * 36, 9 * 8 * 16 * 36
-    assert told["macs"] == first + second + 64 == sum(layer["macs"] for layer in told["layers"])
+    first, second, head = 9 * 16 * 144, 9 * 16 * 48 * 144, 48 * 4
+    assert told["macs"] == first + second + head == sum(layer["macs"] for layer in told["layers"])
     assert axes["first"]["prunable"]
-    assert (axes["first"]["size"], axes["first"]["macs"]) == (8, first + second)
-    assert axes["first"]["parameters"] == 8 * 9 + 8 + 16 * 8 * 9
+    assert (axes["first"]["size"], axes["first"]["macs"]) == (16, first + second)
+    assert axes["first"]["parameters"] == 16 * 9 + 16 + 48 * 16 * 9
     assert not axes["head"]["prunable"]
     assert "output" in axes["head"]["why"]
     shown = invoke("inspect", *words)
@@ -195,10 +195,10 @@ def test_inspect_times_layers_only_if_asked(invoke: Invoke, work: Path) -> None:
     [
         (["tiny_net:build"], "--shape"),
         (["tiny_net:build", "--shape", "1,x"], "whole numbers"),
-        (["tiny_net:build", "--shape", "1,12,12", "--dtype", "float33"], "dtype = 'float33'"),
-        (["tiny_net:bild", "--shape", "1,12,12"], "has no attribute 'bild'"),
-        (["no_such_net:build", "--shape", "1,12,12"], "cannot import 'no_such_net'"),
-        (["tiny_net:build_number", "--shape", "1,12,12"], "expected a torch.nn.Module"),
+        (["tiny_net:build", "--shape", "1,24,24", "--dtype", "float33"], "dtype = 'float33'"),
+        (["tiny_net:bild", "--shape", "1,24,24"], "has no attribute 'bild'"),
+        (["no_such_net:build", "--shape", "1,24,24"], "cannot import 'no_such_net'"),
+        (["tiny_net:build_number", "--shape", "1,24,24"], "expected a torch.nn.Module"),
     ],
 )
 def test_inspect_says_what_is_missing(

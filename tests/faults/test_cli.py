@@ -263,7 +263,7 @@ def test_63_a_recipe_alone_cannot_call_what_runs_programs(
 @pytest.mark.parametrize("name", [f"a{ESCAPE}[31mb", f"a{ESCAPE}]0;title\x07b", "a\u202eb"])
 def test_64_layer_names_command_no_terminal(invoke: Invoke, work: Path, name: str) -> None:
     (work / "evil.toml").write_text(
-        f'[model]\nbuild = "tiny_net:build"\nshape = [1, 12, 12]\nargs = {{ name = {json.dumps(name)} }}\n'
+        f'[model]\nbuild = "tiny_net:build"\nshape = [1, 24, 24]\nargs = {{ name = {json.dumps(name)} }}\n'
         '[data]\nbuild = "tiny_net:data"\n',
         "utf-8",
     )

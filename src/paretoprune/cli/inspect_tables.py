@@ -119,6 +119,9 @@ def _layers(layers: Sequence[LayerFacts], macs: int, rows: int) -> Iterator[Rend
         work, ms = sum(g.macs for g in groups[name]), sum(g.ms or 0.0 for g in groups[name])
         last = [number(ms), _share(ms, total)] if timed else []
         _row(table, name, f"{len(groups[name]):,}", counted(work), _share(work, macs), *last)
+    rest = macs - sum(layer.macs for layer in layers)
+    if rest > 0:
+        _row(table, "products outside such layers", "", counted(rest), _share(rest, macs), *["" for _ in times])
     yield table
     yield _more(len(groups) - rows, "kinds of layers with fewer MACs")
 

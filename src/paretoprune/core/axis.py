@@ -32,13 +32,14 @@ class AxisMember:
     role: Role
     entries: NDArray[np.int64] = field(repr=False, compare=False)
 
-    def view(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` as a matrix (positions, rest)."""
+    def view(self, tensor: torch.Tensor, positions: slice = slice(None)) -> torch.Tensor:
+        """`tensor` as a matrix (positions, rest), or the rows of some positions of it. A copy."""
         import torch
 
-        index = torch.from_numpy(self.entries.reshape(-1)).to(tensor.device)
+        entries = self.entries[positions]
+        index = torch.from_numpy(entries.reshape(-1)).to(tensor.device)
         taken = tensor.detach().index_select(self.dim, index).movedim(self.dim, 0)
-        return taken.reshape(self.entries.shape[0], -1)
+        return taken.reshape(entries.shape[0], -1)
 
 
 @dataclass(frozen=True)

@@ -19,4 +19,5 @@ class Magnitude:
         self.name = f"l{order}"
 
     def score(self, view: View) -> torch.Tensor:
-        return view.weight.abs().pow(self.order).sum(dim=1).pow(1 / self.order)
+        norm: torch.Tensor = torch.linalg.vector_norm(view.weight, self.order, dim=1)
+        return norm

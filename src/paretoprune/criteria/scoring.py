@@ -13,6 +13,8 @@ from paretoprune.core.axis import Axis, AxisMember, Role, Scores
 from paretoprune.core.errors import DataError, ModelError, PruneError, UsageError
 from paretoprune.core.protocols import Criterion, View
 
+_BLOCK = 1 << 20
+"""Elements that are copied at a time: a network that just fits leaves no room for copies of its largest weight."""
 FALLBACK: tuple[Role, ...] = ("out", "in", "each")
 """Where an axis has no member of the criterion's role, the next role that it has is looked at."""
 
@@ -83,12 +85,18 @@ def _members(
 
 def _matrix(members: Sequence[AxisMember], tensors: Mapping[str, Tensor], what: str) -> Tensor:
     """(positions, rest) of all members side by side, in at least single precision."""
-    views = []
-    for member in members:
-        view = member.view(tensors[member.name])
-        if not bool(torch.isfinite(view).all()):
-            raise ModelError(f"the {what} of {member.name!r} holds NaN or infinite values: repair it before pruning")
-        views.append(view.float() if view.dtype != torch.float64 else view)
-    return (
-        torch.cat(views, dim=1) if len({v.dtype for v in views}) == 1 else torch.cat([v.double() for v in views], dim=1)
-    )
+    given = [tensors[m.name] for m in members]
+    count = len(members[0].entries)
+    widths = [t.numel() // max(t.shape[m.dim], 1) * m.entries.shape[1] for m, t in zip(members, given, strict=True)]
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in given) else torch.float32
+    result = torch.empty((count, sum(widths)), dtype=dtype, device=given[0].device)
+    for member, tensor, into in zip(members, given, result.split(widths, 1), strict=True):  # type: ignore[no-untyped-call]
+        step = max(1, _BLOCK * count // max(tensor.numel(), 1))
+        for start in range(0, count, step):
+            view = member.view(tensor, slice(start, start + step))
+            if not bool(torch.isfinite(view).all()):
+                raise ModelError(
+                    f"the {what} of {member.name!r} holds NaN or infinite values: repair it before pruning"
+                )
+            into[start : start + step] = view
+    return result

@@ -262,7 +262,7 @@ def _compare_gradients(
         return Difference("its outputs can be trained and the rewritten graph's cannot, or the other way round")
     for chunk in _chunks(names, named):
         grads = [
-            torch.autograd.grad(total, [of[n] for n in chunk], allow_unused=True, retain_graph=True)
+            _gradients(total, [of[n] for n in chunk])
             for total, of in zip(totals, (mine, named), strict=True)
             if total is not None
         ]
@@ -274,7 +274,21 @@ def _compare_gradients(
                 return Difference(
                     f"the gradient of '{name}' differs from the rewritten graph's", name.rpartition(".")[0]
                 )
+        del grads, a, b  # before the next ones are made
     return None
+
+
+def _gradients(total: torch.Tensor, of: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+    """Gradients; of a large matrix only its products with two random vectors, one for each of its sides."""
+    found = torch.autograd.grad(total, of, allow_unused=True, retain_graph=True)
+    return [_products(g) if g is not None and g.nbytes > GRADIENT_BYTES and g.ndim > 1 else g for g in found]
+
+
+def _products(gradient: torch.Tensor) -> torch.Tensor:
+    matrix = gradient.flatten(1)
+    generator = torch.Generator().manual_seed(7)
+    left, right = (torch.randn(n, generator=generator).to(matrix) for n in matrix.shape)
+    return torch.cat([left @ matrix / sqrt(len(left)), matrix @ right / sqrt(len(right))])
 
 
 def _trained(outputs: list[torch.Tensor]) -> torch.Tensor | None:

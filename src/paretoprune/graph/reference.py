@@ -226,6 +226,16 @@ class _Retyped(fx.Interpreter):
         value = self.env[n]
         return self._side[value.name] if isinstance(value, _Unmade) else value
 
+    def run_node(self, n: fx.Node) -> Any:
+        """A linear layer over a large weight reads it some rows at a time."""
+        weight = n.args[1] if n.target is torch.ops.aten.linear.default and len(n.args) > 1 else None
+        unmade = self.env.get(weight) if isinstance(weight, fx.Node) else None
+        if not isinstance(unmade, _Unmade) or not self._side.large(unmade.name):
+            return super().run_node(n)
+        x, _, *bias = (self.value(a) if isinstance(a, fx.Node) and a is not weight else a for a in n.args)
+        product = torch.cat([nn.functional.linear(x, rows) for rows in self._side.rows(unmade.name)], -1)
+        return product if not bias or bias[0] is None else product + bias[0]
+
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         part = carried(self.graph_module, str(target), self._side.__getitem__)
         try:

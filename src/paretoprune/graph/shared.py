@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _UNDECLARED = ("running_mean", "running_var")
@@ -62,7 +63,7 @@ class _Saving(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         for value in _written(func, args, kwargs or {}):
-            key = value.untyped_storage().data_ptr() if value.layout == torch.strided else 0
+            key = value.untyped_storage().data_ptr() if value.layout == torch.strided and not _empty(value) else 0
             if key in self._watched and key not in self._saved:
                 self._saved[key] = self._watched[key].clone()  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
@@ -85,5 +86,6 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
     return found
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
+def _empty(value: torch.Tensor) -> bool:
+    """Has it no memory that could be written into?"""
+    return value.is_meta or isinstance(value, FakeTensor)

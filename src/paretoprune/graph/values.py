@@ -5,7 +5,7 @@ A whole network in double precision is two to four times its own size; one param
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod, sqrt
 from mmap import mmap
 from typing import Literal
@@ -29,6 +29,8 @@ Dims = tuple[NDArray[np.int64] | None, ...]
 
 KEPT_BYTES = 16 << 20
 """What a side keeps made, so that small networks do not make everything again for every input."""
+_ROWS_BYTES = 2 * KEPT_BYTES
+"""A larger matrix in double precision is multiplied a piece at a time."""
 _BLOCK = 1 << 16
 """Random numbers drawn at a time."""
 _LARGE_BYTES = 1 << 20
@@ -50,24 +52,39 @@ class Values:
 
     def whole(self, name: str) -> torch.Tensor:
         """A new tensor, which the caller may change."""
-        given = self._given(name)
+        given = self.given(name)
         if not given.is_floating_point() or self.weights == "own":
             return _empty(given.shape, self._type(given)).copy_(given)
         return self._scaled(self._drawn(name, self._type(given)), given, name)
 
     def sliced(self, name: str, kept: surgery.Kept) -> torch.Tensor:
         """A new tensor that holds only the kept indices, taken before it is widened to double precision."""
-        given = self._given(name)
+        given = self.given(name)
         if not given.is_floating_point() or self.weights == "own":
-            return surgery.slice_tensor(given, kept[name], self._room(given, kept[name]))
+            return surgery.slice_tensor(given, kept[name], self.room(given, kept[name]))
         narrow = torch.float32 if self._type(given) == torch.float64 else self._type(given)
-        taken = surgery.slice_tensor(self._drawn(name, narrow), kept[name], self._room(given, kept[name]))
+        taken = surgery.slice_tensor(self._drawn(name, narrow), kept[name], self.room(given, kept[name]))
         return self._scaled(taken, given, name)
 
-    def _room(self, given: torch.Tensor, kept: Dims) -> torch.Tensor:
+    def rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, some rows) of a matrix, in order: `whole` a piece at a time."""
+        given = self.given(name)
+        dtype = self._type(given)
+        step = max(1, KEPT_BYTES // max(given[0].numel() * dtype.itemsize, 1))
+        drawn = self._stream(name, dtype, step * given[0].numel()) if self.weights != "own" else None
+        for first in range(0, len(given), step):
+            piece = given[first : first + step]
+            if drawn is None:
+                yield first, _empty(piece.shape, dtype).copy_(piece)
+            else:
+                yield first, self._scaled(next(drawn).reshape(piece.shape), given, name)
+
+    def room(self, given: torch.Tensor, kept: Dims) -> torch.Tensor:
+        """Where the kept indices of `given` go."""
         return _empty(surgery.sliced_shape(given, kept), self._type(given))
 
-    def _given(self, name: str) -> torch.Tensor:
+    def given(self, name: str) -> torch.Tensor:
+        """The network's own tensor."""
         return self._tensors[self.owner[name]].detach()
 
     def _type(self, given: torch.Tensor) -> torch.dtype:
@@ -77,12 +94,25 @@ class Values:
 
     def _drawn(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Normal random numbers, single precision ones whatever the type that holds them."""
-        name = self.owner[name]
-        generator = torch.Generator().manual_seed(crc32(name.encode()))
-        result = _empty(self._tensors[name].shape, dtype)
-        for block in result.reshape(-1).split(_BLOCK):  # type: ignore[no-untyped-call]
-            block.copy_(torch.randn(len(block), generator=generator))
-        return result
+        given = self.given(name)
+        return next(self._stream(name, dtype, max(given.numel(), 1)), _empty((0,), dtype)).reshape(given.shape)
+
+    def _stream(self, name: str, dtype: torch.dtype, count: int) -> Iterator[torch.Tensor]:
+        """The same, `count` numbers at a time."""
+        total = self.given(name).numel()
+        generator = torch.Generator().manual_seed(crc32(self.owner[name].encode()))
+        drawn, left = 0, torch.empty(0)
+        for first in range(0, total, count):
+            into = _empty((min(count, total - first),), dtype)
+            filled = 0
+            while filled < len(into):
+                if not len(left):
+                    left = torch.randn(min(_BLOCK, total - drawn), generator=generator)
+                    drawn += len(left)
+                taken = min(len(left), len(into) - filled)
+                into[filled : filled + taken] = left[:taken]
+                filled, left = filled + taken, left[taken:]
+            yield into
 
     def _scaled(self, noise: torch.Tensor, like: torch.Tensor, name: str) -> torch.Tensor:
         """Vectors around one (variances are among them), matrices with columns of length one."""
@@ -143,6 +173,27 @@ class Side:
             self._held[name] = made
             self._bytes += size
         return made
+
+    def large(self, name: str) -> bool:
+        """A matrix that is better read by `rows`."""
+        tensor = self.values.given(name)
+        big = tensor.numel() * torch.float64.itemsize > _ROWS_BYTES and tensor.is_floating_point()
+        return big and tensor.ndim == 2 and self.values.owner[name] not in (self._held.keys() | self._written)
+
+    def rows(self, name: str) -> Iterator[torch.Tensor]:
+        """What `self[name]` gives, some rows at a time."""
+        name = self.values.owner[name]
+        kept = None if self._kept is None else self._kept[name]
+        for first, piece in self.values.rows(name):
+            last = first + len(piece)
+            if kept is not None:
+                here = None if kept[0] is None else kept[0][(kept[0] >= first) & (kept[0] < last)] - first
+                yield surgery.slice_tensor(piece, (here, kept[1]), self.values.room(piece, (here, kept[1])))
+                continue
+            for dim, index in self._removed.get(name, ()):
+                gone = index if dim else index[(index >= first) & (index < last)] - first
+                piece.index_fill_(dim, gone, 0)
+            yield piece
 
     def _made(self, name: str) -> torch.Tensor:
         if self._kept is not None:
