@@ -232,7 +232,8 @@ class _Retyped(fx.Interpreter):
         unmade = self.env.get(weight) if isinstance(weight, fx.Node) else None
         if not isinstance(unmade, _Unmade) or not self._side.large(unmade.name):
             return super().run_node(n)
-        x, _, *bias = (self.value(a) if isinstance(a, fx.Node) and a is not weight else a for a in n.args)
+        given: list[Any] = [self.value(a) if isinstance(a, fx.Node) and a is not weight else a for a in n.args]
+        x, _, *bias = given
         product = torch.cat([nn.functional.linear(x, rows) for rows in self._side.rows(unmade.name)], -1)
         return product if not bias or bias[0] is None else product + bias[0]
 
