@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import json
 import os
 import subprocess
@@ -84,7 +85,7 @@ def read(journal: Path) -> Iterator[Row]:
 
 def answered(name: str, kind: str, limit: float | None = None) -> Row:
     """Run one child within its limits of time and memory."""
-    head = {"network": name, "family": NETWORKS[name].family, "kind": kind}
+    head = {"network": name, "family": NETWORKS[name].family, "kind": kind, "commit": commit()}
     paths = [str(ROOT / "src"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
     if given := os.environ.get("ZOO_SOURCE"):
@@ -140,9 +141,14 @@ def provenance() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
+    return {"commit": commit(), "machine": machine_facts(), "versions": versions}
+
+
+@functools.cache
+def commit() -> str:
+    """Of each row, for a run that was stopped may go on with a later one."""
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
-    return {"commit": commit, "machine": machine_facts(), "versions": versions}
+    return subprocess.run(git, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
 
 
 def line(row: Row) -> str:

@@ -29,7 +29,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts = ["# The zoo", "", INTRODUCTION, ""]
     machine, versions = result["machine"], result["versions"]
     parts += [
-        f"Made by `make zoo` (`{result['command'].strip()}`) at commit `{result['commit']}` on {machine['cpu']}, one "
+        f"Made by `make zoo` (`{result['command'].strip()}`) at commit {_commits(result)} on {machine['cpu']}, one "
         f"thread, with {', '.join(f'{n} {v}' for n, v in versions.items())}. Raw rows: `benchmarks/results/zoo.json`.",
         "",
         summary(rows),
@@ -45,6 +45,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         head = ("network", "seconds", "parameters cut", "result", "error", "why")
         parts += [f"## Torch-Pruning {version}", "", PEER, "", *lines(head, map(peer_cells, peer)), ""]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _commits(result: Mapping[str, Any]) -> str:
+    """Most rows first."""
+    found = Counter(r.get("commit", result["commit"]) for r in result["rows"]).most_common()
+    return " and ".join(f"`{name}`" + (f" ({n} rows)" if len(found) > 1 else "") for name, n in found)
 
 
 INTRODUCTION = """\

@@ -12,7 +12,7 @@ from paretoprune.core.layers import LayerSpec
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import fx, nn
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ class Example:
             for leaf in pytree.tree_leaves(value):
                 if hasattr(leaf, "shape"):
                     yield key, leaf
+
+
+def placeholders(module: fx.GraphModule, inputs: Example) -> list[Any]:
+    """Inputs as an interpreter of the graph takes them: in the captured order, whatever the order of the keywords."""
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    order = [str(n.target) for n in module.graph.nodes if n.op == "placeholder"] if info is None else info.orig_args
+    return [*inputs.args, *(inputs.kwargs[n] for n in order if n in inputs.kwargs)]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from torch.utils import _pytree as pytree
 
 from paretoprune.core.data import take
 from paretoprune.core.errors import DataError
-from paretoprune.core.graph import Example
+from paretoprune.core.graph import Example, placeholders
 from paretoprune.graph.algebra import atoms_of
-from paretoprune.graph.program import placeholders
 from paretoprune.graph.traced import TracedGraph
 
 

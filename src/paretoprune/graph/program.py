@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from paretoprune.core.graph import BatchNorm, Contraction, Example
+from paretoprune.core.graph import BatchNorm, Contraction, Example, placeholders
 from paretoprune.graph.rules import RULES
 from paretoprune.graph.rules.shape import size_methods
 
@@ -85,13 +85,6 @@ class _Observer(fx.Interpreter):
             x, weight, bias, _, _, _, _, eps, _ = args
             return torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
         return super().run_node(n)
-
-
-def placeholders(module: fx.GraphModule, inputs: Example) -> list[Any]:
-    """Inputs as an interpreter of the graph takes them: in the captured order, whatever the order of the keywords."""
-    info = getattr(module.graph._codegen, "pytree_info", None)
-    order = [str(n.target) for n in module.graph.nodes if n.op == "placeholder"] if info is None else info.orig_args
-    return [*inputs.args, *(inputs.kwargs[n] for n in order if n in inputs.kwargs)]
 
 
 def call(module: nn.Module, inputs: Example) -> Any:

@@ -14,11 +14,11 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from paretoprune.core.graph import Example
+from paretoprune.core.graph import Example, placeholders
 from paretoprune.graph.caches import without_cache
 from paretoprune.graph.inference import paths_of
 from paretoprune.graph.inputs import fresh
-from paretoprune.graph.program import call, placeholders
+from paretoprune.graph.program import call
 from paretoprune.graph.reference import randomised
 
 GRADIENT_BYTES = 16 << 20

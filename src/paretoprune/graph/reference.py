@@ -17,14 +17,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from paretoprune.core.errors import SurgeryError
-from paretoprune.core.graph import Example
+from paretoprune.core.graph import Example, placeholders
 from paretoprune.core.plan import Plan
 from paretoprune.graph.algebra import Expr, atoms_of, factors_of
 from paretoprune.graph.explain import first_line, user_line
 from paretoprune.graph.op import WHOLE, bind
 from paretoprune.graph.opaque import carried
 from paretoprune.graph.positions import kept_indices
-from paretoprune.graph.program import placeholders
 from paretoprune.graph.surgery import cut, dropped
 from paretoprune.graph.traced import TracedGraph, tensors_of
 from paretoprune.graph.values import Side, Values, Weights

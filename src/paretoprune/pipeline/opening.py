@@ -15,10 +15,9 @@ from torch import nn
 from paretoprune import frameworks
 from paretoprune import graph as graphs
 from paretoprune.core.errors import FileError, ModelError
-from paretoprune.core.graph import Example
+from paretoprune.core.graph import Example, placeholders
 from paretoprune.frameworks import KerasNetwork
 from paretoprune.graph import Cut, Rebuilt, TracedGraph
-from paretoprune.graph.program import placeholders
 from paretoprune.pipeline.blueprint import Blueprint, blueprint_of
 from paretoprune.pipeline.pruned import Pruned
 

@@ -18,9 +18,11 @@ from torch.utils import _pytree as pytree
 from paretoprune.core.errors import ExportMismatchError, TargetError
 from paretoprune.core.graph import Example
 from paretoprune.targets.branches import Place, check_one_way, python_values
+from paretoprune.targets.constants import with_constants
 from paretoprune.targets.feeds import Signature, array_of, feed_of, randomised, resized, signature_of
 from paretoprune.targets.files import new_file
 from paretoprune.targets.session import OrtRunner, one_line
+from paretoprune.targets.symbolic import known_operators
 from paretoprune.targets.verify import check_finite, check_outputs, check_varies
 
 if TYPE_CHECKING:
@@ -58,7 +60,9 @@ def export_fp32(target: OnnxRuntime, module: nn.Module, example: Example, path: 
     tensors = [tensor.to(_device(module)) for tensor in tensors]
     with evaluating(module), new_file(path) as file:
         flat = _Flat(module, signature)
-        write_onnx(flat, _batched(signature, tensors, TRACE_BATCH), file)
+        traced = _batched(signature, tensors, TRACE_BATCH)
+        folded = with_constants(module, Example(*signature.arguments(traced)))
+        write_onnx(_Flat(folded, signature), traced, file)
         verify(OrtRunner.open(file, target.threads), flat, tensors)
     return path
 
@@ -95,7 +99,7 @@ def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
     axes = {name: {0: "batch"} for name, batched in zip(inputs, flat.signature.batched, strict=True) if batched}
     axes |= {name: {0: "batch"} for name, o in zip(names, outputs, strict=True) if o.dim() and o.shape[0] == batch}
     try:
-        with _quiet() as places, torch.no_grad():
+        with _quiet() as places, known_operators(OPSET), torch.no_grad():
             torch.onnx.export(
                 flat,
                 tuple(tensors),

@@ -1,0 +1,50 @@
+"""Operators that torch's exporter to ONNX does not know, written with those that it knows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.onnx import symbolic_helper as helper
+
+
+@contextlib.contextmanager
+def known_operators(opset: int) -> Iterator[None]:
+    """Inside, the exporter knows these too, and transformer layers run operator by operator."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    for name, symbolic in SYMBOLIC.items():
+        torch.onnx.register_custom_op_symbolic(name, symbolic, opset)  # type: ignore[attr-defined]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for name in SYMBOLIC:
+            torch.onnx.unregister_custom_op_symbolic(name, opset)  # type: ignore[attr-defined]
+
+
+@helper.parse_args("v", "is", "v", "v")
+def rms_norm(g: Any, x: Any, shape: list[int], weight: Any, eps: Any) -> Any:
+    """x / sqrt(mean(x²) + ε) · weight over the last dimensions (Zhang and Sennrich 2019, eq. 4)."""
+    given = helper._maybe_get_const(eps, "f")
+    value = torch.finfo(torch.float32).eps if helper._is_none(eps) else float(given)
+    axes = [-1 - i for i in range(len(shape))]
+    mean = g.op("ReduceMean", g.op("Mul", x, x), axes_i=axes, keepdims_i=1)
+    root = g.op("Sqrt", g.op("Add", mean, g.op("Constant", value_t=torch.tensor(value))))
+    normal = g.op("Div", x, root)
+    return normal if helper._is_none(weight) else g.op("Mul", normal, weight)
+
+
+@helper.parse_args("v", "i")
+def channel_shuffle(g: Any, x: Any, groups: int) -> Any:
+    channels = helper._get_tensor_dim_size(x, 1)
+    if channels is None:
+        raise ValueError("channel_shuffle of an unknown number of channels")
+    parts = g.op("Constant", value_t=torch.tensor([0, groups, channels // groups, -1]))
+    shuffled = g.op("Transpose", g.op("Reshape", x, parts), perm_i=[0, 2, 1, 3])
+    return g.op("Reshape", shuffled, g.op("Shape", x))
+
+
+SYMBOLIC: dict[str, Callable[..., Any]] = {"aten::rms_norm": rms_norm, "aten::channel_shuffle": channel_shuffle}
