@@ -9,20 +9,21 @@ import argparse
 import fnmatch
 import functools
 import json
-import os
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from zoo import table
-from zoo.child import MARK
+from zoo import child, table
 from zoo.networks import NETWORKS
 
 ROOT = Path(__file__).parents[2]
@@ -86,46 +87,49 @@ def read(journal: Path) -> Iterator[Row]:
 def answered(name: str, kind: str, limit: float | None = None) -> Row:
     """Run one child within its limits of time and memory."""
     head = {"network": name, "family": NETWORKS[name].family, "kind": kind, "commit": commit()}
-    paths = [str(ROOT / "src"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
-    if given := os.environ.get("ZOO_SOURCE"):
-        environment["PYTHONPATH"] = os.pathsep.join([given, paths[1]])
     started = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as out:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "zoo.child", name, kind], stdout=out, stderr=subprocess.STDOUT, env=environment
-        )
-        ended = watch(child, LIMIT_S[kind] if limit is None else limit)
-        out.seek(0)
-        text = out.read()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        process = processes().Process(target=child.into, args=(str(out), name, kind))
+        process.start()
+        ended = watch(process, LIMIT_S[kind] if limit is None else limit)
+        text = out.read_text(errors="replace") if out.exists() else ""
     wall = round(time.perf_counter() - started, 2)
     if ended:
         return {**head, "status": ended, "why": f"stopped at {wall:.0f} s of wall clock", "wall_s": wall}
     for found in reversed(text.splitlines()):
-        if found.startswith(MARK):
-            return {**head, **json.loads(found.removeprefix(MARK))}
+        if found.startswith(child.MARK):
+            return {**head, **json.loads(found.removeprefix(child.MARK))}
     why = " | ".join(text.strip().splitlines()[-2:])[:300]
-    return {**head, "status": "crash", "why": f"ended with status {child.returncode}: {why}", "wall_s": wall}
+    return {**head, "status": "crash", "why": f"ended with status {process.exitcode}: {why}", "wall_s": wall}
 
 
-def watch(child: subprocess.Popen[bytes], limit: float) -> str:
+@functools.cache
+def processes() -> ForkServerContext:
+    """Forks from a process that has imported everything and runs no thread."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zoo.warm"])
+    return context
+
+
+def watch(process: BaseProcess, limit: float) -> str:
     """Wait for the child; "timeout" or "memory" where it had to be stopped.
 
     The limit is CPU seconds, so that a busy machine changes no verdict; a child that waits has four times as long.
     """
     deadline = time.monotonic() + 4 * limit
-    process = psutil.Process(child.pid)
-    while child.poll() is None:
+    seen = psutil.Process(process.pid)
+    while process.is_alive():
         try:
-            memory, spent = process.memory_info().rss >> 20, sum(process.cpu_times()[:2])
+            memory, spent = seen.memory_info().rss >> 20, sum(seen.cpu_times()[:2])
         except psutil.NoSuchProcess:
             memory, spent = 0, 0.0
         late = spent > limit or time.monotonic() > deadline
         if memory > LIMIT_MB or late:
-            child.kill()
-            child.wait()
+            process.kill()
+            process.join()
             return "timeout" if late else "memory"
-        time.sleep(0.1)
+        process.join(0.1)
     return ""
 
 

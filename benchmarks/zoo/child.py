@@ -1,7 +1,11 @@
-"""One network in a process of its own: `python -m zoo.child NAME inner|all|peer` prints one line of JSON."""
+"""One network in a process of its own, forked from one in which everything is imported.
+
+`python -m zoo.child NAME inner|all|peer` does it in this process.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -15,6 +19,24 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 MARK = "ZOO-RESULT "
+
+
+def warm_up() -> None:
+    """What every network needs is loaded once: it is most of the time of a small one."""
+    import torch
+    from torch import nn
+
+    import paretoprune as pp
+    from zoo import ours, peer  # noqa: F401
+    from zoo.networks.entry import torchvision_operators
+
+    torch.set_num_threads(1)
+    torchvision_operators()
+    for package in ("torchvision", "timm", "transformers", "torch_pruning", "onnxruntime"):
+        with contextlib.suppress(ImportError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            __import__(package)
+    pp.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(2, 4), ratio=0.5)
 
 
 def main(name: str, kind: str) -> None:
@@ -35,6 +57,14 @@ def main(name: str, kind: str) -> None:
     result["wall_s"] = round(time.perf_counter() - started, 2)
     result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(MARK + json.dumps(result), flush=True)
+
+
+def into(file: str, name: str, kind: str) -> None:
+    """The same with everything that is printed in a file."""
+    with open(file, "wb") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    main(name, kind)
 
 
 if __name__ == "__main__":

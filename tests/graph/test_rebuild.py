@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import paretoprune as pp
 from paretoprune import graph as graphs
 from paretoprune.core.errors import FileError
 from paretoprune.core.plan import Plan
@@ -523,3 +524,40 @@ def test_an_edit_that_is_no_integer_of_the_network(edit: list[Any]) -> None:
     with pytest.raises((FileError, ValueError)):
         graphs.apply_edits(model, Edits.from_json({"values": [edit], "narrow": []}))
     assert {k: v for k, v in vars(model).items() if not k.startswith("_")} == before
+
+
+class Remembering(nn.Module):
+    """Biases of an attention that are looked up once in eval mode, as timm has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.biases = nn.Parameter(torch.randn(8, 4))
+        self.register_buffer("index", torch.tensor([1, 3, 0]))
+        self.remembered: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> Remembering:
+        if mode:
+            self.remembered = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "biases" not in self.remembered:
+            self.remembered["biases"] = self.biases[:, self.index]
+        return self.down(torch.relu(self.up(x) + self.remembered["biases"].sum(1)))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_what_a_network_remembers_of_earlier_calls_is_left_out(gradients: bool) -> None:
+    model, x = Remembering().eval(), torch.randn(2, 6)
+    with torch.set_grad_enabled(gradients):
+        model(x)
+    held = model.remembered["biases"]
+    pruned = pp.prune(model, x, ratio=0.5)
+    assert model.remembered["biases"] is held
+    small: Any = pruned.model
+    assert type(small) is Remembering
+    assert small.biases.shape == (4, 4)
+    assert not small.remembered
+    again = copy.deepcopy(small)
+    torch.testing.assert_close(again(x), pruned.program.module(x))

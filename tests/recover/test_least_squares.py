@@ -145,3 +145,12 @@ def test_columns_that_are_not_there(kept: list[int]) -> None:
         reconstruct(weight, gram_of(x), torch.tensor(kept, dtype=torch.long))
     with pytest.raises(PlanError, match="9 columns, its Gram matrix 10"):
         reconstruct(weight[:, :9], gram_of(x), torch.tensor([0]))
+
+
+def test_inputs_that_never_vary_leave_the_weights_as_they_are() -> None:
+    matrix, one = torch.randn(3, 5), torch.randn(1, 5, dtype=torch.double)
+    second, mean = (one.T @ one), one[0]
+    for noise in (0.0, 1e-17, -1e-17):
+        gram = Gram(second + noise * torch.eye(5), mean, 1)
+        found = reconstruct(matrix, gram, torch.tensor([0, 2, 3]))
+        torch.testing.assert_close(found.weight, matrix[:, [0, 2, 3]], rtol=1e-3, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ def test_a_network_that_takes_too_much_memory_is_stopped(monkeypatch: pytest.Mon
     assert check.answered("own/autoencoder", "inner")["status"] == "memory"
 
 
+def broken(file: str, name: str, kind: str) -> None:
+    os._exit(7)
+
+
 def test_a_child_that_dies_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "LIMIT_S", {"unknown": 60.0})
-    monkeypatch.setattr(check.sys, "executable", "/bin/false")
+    monkeypatch.setattr(check.child, "into", broken)
     row = check.answered("own/autoencoder", "unknown")
     assert row["status"] == "crash"
-    assert "status 1" in row["why"]
+    assert "status 7" in row["why"]
 
 
 def rows(name: str, kind: str, limit: Any = None) -> dict[str, Any]:

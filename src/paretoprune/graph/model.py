@@ -197,7 +197,7 @@ def private_copy(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     Nothing may write into these parameters; buffers are its own. Without hooks; weight norms, spectral norms and other
     reparametrisations are folded into plain weights; parameters that view the same memory in the same way are one.
     """
-    memo = sharing(model, shared_storage(model)) | _reparametrised_by_hooks(model)
+    memo = sharing(model, shared_storage(model)) | _computed(model)
     try:
         clone = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError, NotImplementedError, AttributeError, ValueError) as error:
@@ -207,7 +207,7 @@ def private_copy(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
             "remove what it holds besides parameters, buffers and plain values"
         ) from error
     _tie_again(model, clone)
-    clone.eval()
+    forget(clone)
     notes = []
     for name, module in clone.named_modules():
         label = name or type(model).__name__
@@ -222,15 +222,20 @@ def private_copy(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     return clone, tuple(notes)
 
 
-def _reparametrised_by_hooks(model: nn.Module) -> dict[int, Any]:
-    """Weights that a hook computes before each call are no leaves, which a deep copy refuses: its memo for them."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, (WeightNorm, SpectralNorm)):
-                weight = getattr(module, hook.name)
-                memo[id(weight)] = weight.detach().clone()
-    return memo
+def forget(model: nn.Module) -> None:
+    """To eval mode by way of training mode, at which networks drop what they remember of earlier calls.
+
+    timm's LeViT and EfficientFormer, for instance, keep the attention biases that they looked up.
+    """
+    model.train()
+    model.eval()
+
+
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """What was computed from parameters and remembered is no leaf, which a deep copy refuses: its memo for them."""
+    held = [value for module in model.modules() for value in vars(module).values()]
+    tensors = [t for t in pytree.tree_leaves(held) if isinstance(t, torch.Tensor) and t.grad_fn is not None]
+    return {id(t): t.detach().clone() for t in tensors}
 
 
 def _fold(module: nn.Module) -> bool:

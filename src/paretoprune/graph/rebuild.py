@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from paretoprune.graph.model import private_copy, unwrapped
+from paretoprune.graph.model import forget, private_copy, unwrapped
 from paretoprune.graph.rebuild_attention import attention_edits
 from paretoprune.graph.rebuild_blocks import put_identities, vacant
 from paretoprune.graph.rebuild_compare import Difference, difference
@@ -76,6 +76,7 @@ def rebuilt(model: nn.Module, graph: TracedGraph, cut: Cut) -> Rebuilt:
         why = "unknown" if wrong is None else wrong.why
         return Rebuilt(None, f"nn.Identity in the place of '{passed[0]}' does not do: {why}" if passed else why)
     clone, edits = tried[0]
+    forget(clone)
     copy_modes(model, clone)
     return Rebuilt(clone, "", edits)
 

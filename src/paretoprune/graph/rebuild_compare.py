@@ -18,6 +18,7 @@ from paretoprune.core.graph import Example, placeholders
 from paretoprune.graph.caches import without_cache
 from paretoprune.graph.inference import paths_of
 from paretoprune.graph.inputs import fresh
+from paretoprune.graph.model import forget
 from paretoprune.graph.program import call
 from paretoprune.graph.reference import randomised
 
@@ -67,6 +68,7 @@ def difference(
         for inputs in (first, second):
             if found := _compare_call(clone, program, inputs):
                 return found
+        forget(clone)
         with _random_weights(program, made), torch.no_grad():
             return _compare_outputs(clone, program, first)
 

@@ -77,7 +77,7 @@ def reconstruction_error(
 
 def cholesky(moment: Tensor) -> Tensor:
     """Lower factor of a positive semi-definite matrix, with more damping each time that it fails."""
-    level = float(moment.diagonal().mean()) * 1e-6
+    level = max(float(moment.diagonal().mean()) * 1e-6, 1e-16)  # inputs that never vary have moments of zero
     damped = moment
     for _ in range(TRIES):
         factor: Tensor
