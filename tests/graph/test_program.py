@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import paretoprune as pp
 from paretoprune import graph as graphs
 from paretoprune.core.errors import FileError
 from paretoprune.core.graph import Example
@@ -293,3 +294,31 @@ def test_a_tensor_name_that_is_no_name_is_refused() -> None:
     data, tensors, trainable = saved(cut.program.module)
     with pytest.raises(FileError, match="where the name of a tensor is expected"):
         graphs.load(data, {**tensors, "a.__class__": torch.ones(1)}, trainable)
+
+
+class Positions(nn.Module):
+    """Constants that are made on a device in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("shift", torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
+        fill = torch.zeros(x.shape[0], 3, device=x.device) + torch.full((3,), 2.0, device=x.device)
+        y = self.down(torch.relu(self.up(x + steps))) + fill + self.shift
+        return y * torch.eye(3, device=x.device)[0] + torch.tensor([1.0, 2.0, 3.0], device=x.device).to(x.device)
+
+
+def test_a_graph_that_was_moved_makes_its_constants_there() -> None:
+    """The meta device stands for another one: an operator refuses operands of both."""
+    model, x = Positions().eval(), torch.randn(2, 6)
+    module = pp.prune(model, x, ratio=0.5).program.module
+    torch.testing.assert_close(copy.deepcopy(module)(x), module(x))
+    tensors = graphs.tensors_of(module)
+    for made in (copy.deepcopy(module), graphs.load(json.loads(json.dumps(graphs.dump(module))), tensors, {})):
+        moved = made.to("meta")
+        assert moved(x.to("meta")).device.type == "meta"
+        assert moved(x.to("meta")).shape == (2, 3)
+    assert module(x).device.type == "cpu"

@@ -57,6 +57,11 @@ def placeholders(module: fx.GraphModule, inputs: Example) -> list[Any]:
     return [*inputs.args, *(inputs.kwargs[n] for n in order if n in inputs.kwargs)]
 
 
+def device_of(tensor: torch.Tensor) -> torch.device:
+    """Stands in a graph, which thereby makes its constants where its parameters are."""
+    return tensor.device
+
+
 @dataclass(frozen=True)
 class Contraction:
     """A sum over an axis with a parameter: `rows(x) @ weight.reshape(out, -1).T + bias`.

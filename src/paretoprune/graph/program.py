@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from paretoprune.core.graph import BatchNorm, Contraction, Example, placeholders
+from paretoprune.core.graph import BatchNorm, Contraction, Example, device_of, placeholders
 from paretoprune.graph.rules import RULES
 from paretoprune.graph.rules.shape import size_methods
 
@@ -17,7 +17,8 @@ Watcher = Callable[[torch.Tensor], None]
 
 
 def runnable(module: fx.GraphModule) -> fx.GraphModule:
-    """A graph whose train flags follow `train()` and `eval()` and whose sizes stay dynamic when traced.
+    """A graph whose train flags follow `train()` and `eval()`, whose constants are made on the device to which it was
+    moved, and whose sizes stay dynamic when traced.
 
     Node names and parameter names stay. A flag that is fixed to True (statistics of the batch by choice) stays.
     """
@@ -35,8 +36,33 @@ def runnable(module: fx.GraphModule) -> fx.GraphModule:
         for node, at in flagged:
             node.args = (*node.args[:at], mode, *node.args[at + 1 :])
     size_methods(graph)
+    _follow_device(graph, module)
     module.training = False
     return fx.GraphModule(module, graph, class_name="PrunedGraph").eval()
+
+
+def _follow_device(graph: fx.Graph, module: fx.GraphModule) -> None:
+    """What is made on the device of the parameters is so wherever they are."""
+    parameters = dict(module.named_parameters())
+    if not parameters:
+        return
+    smallest = min(parameters, key=lambda n: parameters[n].numel())
+    device = parameters[smallest].device
+    fixed = [n for n in graph.nodes if n.op not in ("placeholder", "output") and device in _devices(n)]
+    if not fixed:
+        return
+    with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+        here = graph.call_function(device_of, (graph.get_attr(smallest),))
+    for node in fixed:
+        node.args, node.kwargs = fx.node.map_aggregate(
+            (node.args, node.kwargs), lambda a: here if isinstance(a, torch.device) and a == device else a
+        )
+
+
+def _devices(node: fx.Node) -> list[torch.device]:
+    found: list[torch.device] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda a: found.append(a) if isinstance(a, torch.device) else a)
+    return found
 
 
 def _mode_argument(node: fx.Node) -> int | None:

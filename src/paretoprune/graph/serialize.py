@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from paretoprune.core.errors import FileError
+from paretoprune.core.graph import device_of
 from paretoprune.graph.record import Record
 from paretoprune.graph.rules.shape import SIZE_FUNCTIONS, SIZE_METHODS
 from paretoprune.graph.surgery import attach
@@ -39,6 +40,7 @@ _FUNCTIONS: dict[str, Any] = {
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS},
     **{f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not")},
     **SIZE_FUNCTIONS,
+    "device_of": device_of,
 }
 _REFUSED = frozenset({"from_file", "set_", "resize_", "storage_offset"})
 _TORCH_VALUES = (torch.dtype, torch.device, torch.layout, torch.memory_format)

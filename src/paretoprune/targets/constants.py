@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from paretoprune.core.graph import Example, placeholders
+from paretoprune.core.graph import Example, device_of, placeholders
 
 PREFIX = "_constant_"
 
@@ -61,7 +61,8 @@ def _constant(module: fx.GraphModule, fills: set[fx.Node]) -> set[fx.Node]:
             value = _attribute(module, str(node.target))
             fixed = isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter)
         else:
-            fixed = node in fills or (_computed(node) and found.issuperset(node.all_input_nodes))
+            alone = _computed(node) and found.issuperset(node.all_input_nodes)
+            fixed = alone or node in fills or node.target is device_of
         if fixed:
             found.add(node)
     return found
@@ -109,6 +110,8 @@ class _Folding:
     def _value(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
             return _attribute(self._module, str(node.target)).detach().clone()
+        if node.target is device_of:
+            return _attribute(self._module, str(node.all_input_nodes[0].target)).device
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
         with torch.no_grad():
             if node.op == "call_method":

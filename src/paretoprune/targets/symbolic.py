@@ -47,4 +47,37 @@ def channel_shuffle(g: Any, x: Any, groups: int) -> Any:
     return g.op("Reshape", shuffled, g.op("Shape", x))
 
 
-SYMBOLIC: dict[str, Callable[..., Any]] = {"aten::rms_norm": rms_norm, "aten::channel_shuffle": channel_shuffle}
+@helper.parse_args("v", "i", "i", "v", "v")
+def diff(g: Any, x: Any, times: int, dim: int, before: Any, after: Any) -> Any:
+    parts = [v for v in (before, x, after) if not helper._is_none(v)]
+    joined = g.op("Concat", *parts, axis_i=dim) if len(parts) > 1 else x
+
+    def cut(value: Any, start: int, end: int) -> Any:
+        ends = [g.op("Constant", value_t=torch.tensor([n])) for n in (start, end, dim)]
+        return g.op("Slice", value, *ends)
+
+    for _ in range(times):
+        joined = g.op("Sub", cut(joined, 1, 2**62), cut(joined, 0, -1))
+    return joined
+
+
+@helper.parse_args("v", "i", "v")
+def cumsum(g: Any, x: Any, dim: int, dtype: Any) -> Any:
+    """The exporter's own leaves booleans as they are, which ONNX does not add up."""
+    if not helper._is_none(dtype):
+        number = helper._get_const(dtype, "i", "dtype")  # type: ignore[no-untyped-call]
+        x = g.op("Cast", x, to_i=_ONNX_TYPES[number])
+    elif x.type().scalarType() == "Bool":
+        x = g.op("Cast", x, to_i=_INT64)
+    return g.op("CumSum", x, g.op("Constant", value_t=torch.tensor(dim)))
+
+
+_INT64 = 7
+_ONNX_TYPES = {0: 2, 1: 3, 2: 5, 3: 6, 4: _INT64, 5: 10, 6: 1, 7: 11}
+"""torch's numbers of types (c10/core/ScalarType.h) and ONNX's (TensorProto.DataType)."""
+SYMBOLIC: dict[str, Callable[..., Any]] = {
+    "aten::rms_norm": rms_norm,
+    "aten::channel_shuffle": channel_shuffle,
+    "aten::diff": diff,
+    "aten::cumsum": cumsum,
+}

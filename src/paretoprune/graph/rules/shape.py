@@ -193,6 +193,9 @@ _FUNCTION_OF: dict[str, Callable[..., torch.Tensor]] = {
     "aten.zeros.default": torch.zeros,
     "aten.ones.default": torch.ones,
     "aten.full.default": torch.full,
+    "aten.arange.default": torch.arange,
+    "aten.arange.start": torch.arange,
+    "aten.arange.start_step": torch.arange,
 }
 SIZE_FUNCTIONS = {f"torch.{function.__name__}": function for function in _FUNCTION_OF.values()}
 
@@ -212,6 +215,8 @@ def size_methods(graph: fx.Graph) -> None:
 
 
 def _size_list(node: fx.Node) -> tuple[Any, ...]:
+    if str(node.target).startswith("aten.arange."):
+        return tuple(node.args)
     return next((tuple(a) for a in node.args if isinstance(a, (list, tuple))), ())
 
 
