@@ -87,12 +87,13 @@ def read(journal: Path) -> Iterator[Row]:
 def answered(name: str, kind: str, limit: float | None = None) -> Row:
     """Run one child within its limits of time and memory."""
     head = {"network": name, "family": NETWORKS[name].family, "kind": kind, "commit": commit()}
+    limit = LIMIT_S[kind] if limit is None else limit
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        process = processes().Process(target=child.into, args=(str(out), name, kind))
+        process = processes().Process(target=child.into, args=(str(out), name, kind, limit))
         process.start()
-        ended = watch(process, LIMIT_S[kind] if limit is None else limit)
+        ended = watch(process, limit)
         text = out.read_text(errors="replace") if out.exists() else ""
     wall = round(time.perf_counter() - started, 2)
     if ended:

@@ -59,8 +59,10 @@ def main(name: str, kind: str) -> None:
     print(MARK + json.dumps(result), flush=True)
 
 
-def into(file: str, name: str, kind: str) -> None:
-    """The same with everything that is printed in a file."""
+def into(file: str, name: str, kind: str, limit: float) -> None:
+    """The same with everything that is printed in a file. Whoever started it may have died: it ends by itself."""
+    most = int(2 * limit) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most))
     with open(file, "wb") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)

@@ -22,7 +22,7 @@ def test_a_network_that_takes_too_much_memory_is_stopped(monkeypatch: pytest.Mon
     assert check.answered("own/autoencoder", "inner")["status"] == "memory"
 
 
-def broken(file: str, name: str, kind: str) -> None:
+def broken(file: str, name: str, kind: str, limit: float) -> None:
     os._exit(7)
 
 
