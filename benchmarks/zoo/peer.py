@@ -80,6 +80,9 @@ def kept_by_value(original: Tensor, left: Tensor) -> tuple[NDArray[np.int64] | N
 
 
 def row(name: str) -> dict[str, Any]:
+    if NETWORKS[name].single:
+        why = "it runs in single precision only, in which values do not say which positions they were"
+        return {"status": "not asked", "why": why}
     import torch_pruning as tp
 
     model, example = NETWORKS[name].build()

@@ -64,8 +64,8 @@ scale. *wrong*: it is not, and nobody was told. *refused*: an error said why. `m
 PEER = """\
 The same networks, half of the channels by magnitude, told nothing but the layers that make the outputs. It reports no
 indices, so what it kept is read off the values (every entry is another number) and goes through the same reference.
-*exact*: below 1e-6 of the output's scale. *nothing*: less than 1 % was removed. The limit is 150 s
-of CPU time."""
+*exact*: below 1e-6 of the output's scale. *wrong*: a result came back that is not. *crash*: an error in it, or in the
+forward of what it gave back. *nothing*: less than 1 % was removed. The limit is 150 s of CPU time."""
 
 
 def lines(head: Sequence[str], rows: Any) -> list[str]:
