@@ -49,6 +49,29 @@ def test_what_is_written_into_a_constant_is_in_the_file(late: bool, tmp_path: Pa
     pp.export(module, X, tmp_path / "masked.onnx")
 
 
+class Silenced(nn.Module):
+    """A part of the bias is set to zero in a copy, as Swin V2 has it for its keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 9), nn.Linear(9, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self.up.bias.clone()
+        bias[3:6].zero_()
+        return self.down(torch.relu(nn.functional.linear(x, self.up.weight, bias)))
+
+
+def test_what_is_written_into_a_copy_of_a_parameter_is_in_the_file(tmp_path: Path) -> None:
+    model = Silenced().eval()
+    module = pp.trace(model, X).program.module
+    folded = with_constants(module, Example.of(X))
+    torch.testing.assert_close(folded(X), model(X))
+    assert "up.weight" in dict(folded.named_parameters()), "what nobody wrote into keeps its name"
+    assert not torch.equal(model.up.bias[3:6], torch.zeros(3))
+    pp.export(module, X, tmp_path / "silenced.onnx")
+
+
 def test_what_the_input_writes_is_left_alone() -> None:
     module = pp.trace(Masked(by_input=True).eval(), X).program.module
     assert with_constants(module, Example.of(X)) is module

@@ -18,14 +18,17 @@ _FILLS = ("aten.new_zeros.default", "aten.new_ones.default", "aten.new_full.defa
 
 
 def with_constants(module: nn.Module, inputs: Example) -> nn.Module:
-    """`module`, or a copy of a captured graph in which values that depend on no input and no parameter are buffers.
+    """`module`, or a copy of a captured graph in which values that depend on no input are buffers.
 
-    The exporter loses what is written in place into a slice of a constant, such as the mask of shifted windows.
+    The exporter loses what is written in place into a slice of a constant, such as the mask of shifted windows. What
+    depends on parameters is computed only where such writing is left.
     """
     if not isinstance(module, fx.GraphModule):
         return module
     fills = {n for n in module.graph.nodes if str(n.target) in _FILLS and not _depends(n.args[1:])}
-    constant = _constant(module, fills)
+    constant = _constant(module, fills, parameters=False)
+    if any(n not in constant and _writes(n) for n in module.graph.nodes):
+        constant = _constant(module, fills, parameters=True)  # a slice of a bias may be set to zero
     if any(n not in constant and _writes(n) and constant & set(n.all_input_nodes) for n in module.graph.nodes):
         return module  # what is written depends on the input, and so does what is read afterwards
     return _Folding(module, constant, _filled(module, fills, inputs)).result()
@@ -54,12 +57,12 @@ def _filled(module: fx.GraphModule, fills: set[fx.Node], inputs: Example) -> dic
     return found
 
 
-def _constant(module: fx.GraphModule, fills: set[fx.Node]) -> set[fx.Node]:
+def _constant(module: fx.GraphModule, fills: set[fx.Node], *, parameters: bool) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node.op == "get_attr":
             value = _attribute(module, str(node.target))
-            fixed = isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter)
+            fixed = isinstance(value, torch.Tensor) and (parameters or not isinstance(value, nn.Parameter))
         else:
             alone = _computed(node) and found.issuperset(node.all_input_nodes)
             fixed = alone or node in fills or node.target is device_of
@@ -126,8 +129,10 @@ class _Folding:
             return value
         key = (node, value._version)
         if key not in self._read:
-            name = f"{PREFIX}{len(self._buffers)}"
-            self._buffers[name] = value.clone()
+            name = str(node.target)
+            if node.op != "get_attr" or value._version:
+                name = f"{PREFIX}{len(self._buffers)}"
+                self._buffers[name] = value.clone()
             self._read[key] = self._graph.get_attr(name)
         return self._read[key]
 
