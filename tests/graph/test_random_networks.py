@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +18,7 @@ from paretoprune import graph as graphs
 from paretoprune.core.errors import SurgeryError
 from paretoprune.core.plan import Plan
 from paretoprune.graph import Cut, TracedGraph
+from random_cases import PLANS, sampled
 
 BLOCKS = (
     *("conv", "grouped", "depthwise", "norm", "act", "gate", "residual", "dense", "split", "pad", "pool", "shuffle"),
@@ -245,18 +245,7 @@ def run_case(model: RandomNet, graph: TracedGraph, plan: Plan, x: torch.Tensor, 
         torch.testing.assert_close(rebuilt(x), module(x), rtol=1e-3, atol=1e-4)
 
 
-PLANS = 4
-"""Plans for each network."""
-CASES = int(os.environ.get("PARETOPRUNE_RANDOM_CASES", "100"))
-"""`make random` sets it to 5,000."""
-
-
-@settings(
-    max_examples=CASES // PLANS,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    derandomize="PARETOPRUNE_RANDOM_CASES" not in os.environ,
-)
+@sampled
 @given(networks(), st.integers(0, 999))
 def test_random_networks(tools: Any, model: RandomNet, seed: int) -> None:
     run_network(model, seed, tools)
