@@ -23,6 +23,17 @@ if importlib.util.find_spec("torchvision"):  # after `make zoo`; transformers im
 
     torchvision_operators()
 
+_LONGEST = ("faults/test_cli.py", "graph/test_random_", "cli/", "graph/test_memory.py", "faults/test_model_forward.py")
+"""Files that take longest: they start first, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((i for i, start in enumerate(_LONGEST) if file.startswith(start)), len(_LONGEST))
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

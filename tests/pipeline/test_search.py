@@ -84,8 +84,9 @@ def test_the_original_is_there_once_with_speedup_one(done: Done) -> None:
 
 
 def test_candidates_come_in_both_precisions_and_differ(done: Done) -> None:
+    """How many there are is the clock's word: on a busy machine a narrower layer may look no cheaper."""
     made = [c for c in done.front.candidates if c.name.startswith("c")]
-    assert len(made) >= 4
+    assert len(made) == 2 * len(journal(done.folder).done("chosen", "widths")) > 0
     assert {c.precision for c in made} == {"fp32", "int8"}
     assert all(c.macs < done.front.original.macs for c in made)
     assert len({c.macs for c in made if c.precision == "fp32"}) == len(made) // 2
