@@ -11,6 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from paretoprune.graph.half import called
+
 _UNDECLARED = ("running_mean", "running_var")
 """Arguments that normalisations write into in training without saying so in their schema."""
 
@@ -66,7 +68,7 @@ class _Saving(TorchDispatchMode):  # type: ignore[no-untyped-call]
             key = value.untyped_storage().data_ptr() if value.layout == torch.strided and not _empty(value) else 0
             if key in self._watched and key not in self._saved:
                 self._saved[key] = self._watched[key].clone()  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
+        return called(func, args, kwargs or {})
 
     def restore(self) -> None:
         for key, before in self._saved.items():
