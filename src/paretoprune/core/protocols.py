@@ -59,6 +59,27 @@ class Task:
     check: Callable[[Any, Any], None] | None = None
 
 
+class TrainingHook(Protocol):
+    """Joins a training loop: a penalty on the loss, work after each step, a state that is saved with the loop's.
+
+    `step` counts from 0 to `steps` - 1.
+    """
+
+    def penalty(self, step: int, steps: int) -> torch.Tensor | None:
+        """A scalar that is added to the loss of this step, or None."""
+        ...
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called once the optimizer has stepped."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only, so that it can be saved without pickle."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 @runtime_checkable
 class Runner(Protocol):
     """A loaded exported file. Inputs by name as numpy arrays; outputs in the order of the model's."""
