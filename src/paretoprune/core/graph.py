@@ -91,6 +91,21 @@ class BatchNorm:
     var: str
 
 
+class Walk(Protocol):
+    """One run that goes as far as it is asked to, without gradients. A weight counts as it is when it is reached."""
+
+    def entering(self, node: str) -> torch.Tensor:
+        """Run all that stands before `node`; the activation that enters it. Nodes are asked for in the graph's order.
+
+        What no later node reads is forgotten.
+        """
+        ...
+
+    def held(self) -> int:
+        """Bytes of the activations that are still to be read."""
+        ...
+
+
 class Program(Protocol):
     """A network that runs as a graph. `module` trains, evaluates, deep-copies and exports.
 
@@ -103,6 +118,10 @@ class Program(Protocol):
     def contractions(self) -> tuple[Contraction, ...]: ...
     @property
     def batch_norms(self) -> tuple[BatchNorm, ...]: ...
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names in the order in which they run."""
+        ...
 
     def observe(
         self,
@@ -115,6 +134,10 @@ class Program(Protocol):
 
         With `batch_statistics`, batch normalisations use the batch's own mean and variance.
         """
+        ...
+
+    def walk(self, inputs: Example) -> Walk:
+        """A run that stops where it is asked to; train flags stand as they are."""
         ...
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
-from paretoprune.core.graph import BatchNorm, Contraction, Example, device_of, placeholders
+from paretoprune.core.errors import PruneError
+from paretoprune.core.graph import BatchNorm, Contraction, Example, Walk, device_of, placeholders
 from paretoprune.graph.rules import RULES
 from paretoprune.graph.rules.shape import size_methods
 
@@ -79,6 +82,10 @@ class GraphProgram:
     contractions: tuple[Contraction, ...]
     batch_norms: tuple[BatchNorm, ...]
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(n.name for n in self.module.graph.nodes)
+
     def observe(
         self,
         inputs: Example,
@@ -94,6 +101,48 @@ class GraphProgram:
                 return _Observer(self.module, watch, batch_statistics).run(*placeholders(self.module, inputs))
         finally:
             self.module.train(was)
+
+    def walk(self, inputs: Example) -> Walk:
+        """Train flags stand as they are: put the module into eval mode first."""
+        return _Walk(self.module, inputs)
+
+
+class _Walk(fx.Interpreter):
+    """core.graph.Walk: the interpreter's loop, which can be left and entered again."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Example):
+        super().__init__(module)
+        self.extra_traceback = False
+        self.args_iter = iter(placeholders(module, inputs))
+        self._ahead = deque(module.graph.nodes)
+        self._readers = {n: len(n.users) for n in module.graph.nodes}
+
+    def entering(self, node: str) -> torch.Tensor:
+        with torch.no_grad():
+            while self._ahead and self._ahead[0].name != node:
+                self._step(self._ahead.popleft())
+        if not self._ahead:
+            raise PruneError(f"the walk has passed '{node}', or the graph has no such node")
+        given: Any = self._ahead[0].args[0]
+        entering: torch.Tensor = self.env[given]
+        return entering
+
+    def _step(self, node: fx.Node) -> None:
+        self.env[node] = self.run_node(node)
+        for source in node.all_input_nodes:
+            self._readers[source] -= 1
+            if not self._readers[source]:
+                del self.env[source]
+
+    def held(self) -> int:
+        tensors = [t for t in pytree.tree_leaves(list(self.env.values())) if isinstance(t, torch.Tensor)]
+        own = {id(p) for p in self.module.state_dict(keep_vars=True).values()}
+        sizes: dict[int, int] = {}
+        for tensor in tensors:
+            if id(tensor) not in own:
+                key = tensor.untyped_storage().data_ptr()
+                sizes[key] = max(sizes.get(key, 0), tensor.nbytes)
+        return sum(sizes.values())
 
 
 class _Observer(fx.Interpreter):

@@ -14,7 +14,7 @@ from paretoprune import recover
 from paretoprune.core.errors import AllCandidatesFailedError, PruneError, StoreError
 from paretoprune.core.plan import Plan
 from paretoprune.pipeline import artefact, files
-from paretoprune.pipeline.prune import RECALIBRATION_SAMPLES, reconstruct_cut
+from paretoprune.pipeline.prune import reconstruct
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.pipeline.space import Space
 from paretoprune.pipeline.study import Study
@@ -24,7 +24,7 @@ RECOVERY_SHARE = 0.75
 """Share of the time left that distillation may plan with; the rest is for export and measuring."""
 MAX_EPOCHS = 10
 PROBE_STEPS = 3
-RECONSTRUCTED = "reconstructed and recalibrated"
+RECONSTRUCTED = "reconstructed"
 MIN_CANDIDATES = 4
 """Carried out whatever the budget: fewer are no front."""
 
@@ -111,11 +111,8 @@ def _make(study: Study, plan: Plan, name: str, steps: int) -> None:
     with study.timed("surgery"):
         cut = graphs.cut(study.traced, plan)
         graphs.check(study.traced, plan)
-    grams = study.grams
     with study.timed("reconstruct"):
-        notes = reconstruct_cut(study.traced, cut, grams)
-    with study.timed("recalibrate"):
-        recover.recalibrate(cut.program, study.calibration, samples=RECALIBRATION_SAMPLES)
+        notes = reconstruct(study.traced, cut, study.calibration)
     recovery = _distil_if_better(study, cut, steps) if steps else RECONSTRUCTED
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
     pruned = Pruned(

@@ -23,7 +23,7 @@ from paretoprune.pipeline.opening import Network, blueprint, given_back, name_of
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.tasks import fitted, task_of
 
-GRAM_SAMPLES = 512
+RECONSTRUCTION_SAMPLES = 1024
 TAYLOR_SAMPLES = 256
 RECALIBRATION_SAMPLES = 1024
 
@@ -50,8 +50,7 @@ def prune(
 
     Either `ratio`, the share of positions removed from every axis (or {name pattern: ratio}), or `macs`, the share of
     the multiply-accumulates to keep. With `calibration` batches (x, (x, y) or dict), what follows a pruned axis is
-    reconstructed by least squares and batch norms are recalibrated. The result was compared with the dead-channel
-    reference.
+    reconstructed by least squares along the network. The result was compared with the dead-channel reference.
 
     `blocks`: residual blocks `s = x + f(x)` that go as a whole, so that s is x (`trace(...).blocks` lists them). A list
     of names and patterns ("model.layers.5.*"): exactly these; ratio and macs may then be left out. A strategy: with a
@@ -162,25 +161,22 @@ def carry_out(model: nn.Module, traced: TracedGraph, plan: Plan, batches: Iterab
 
 
 def reconstruct(traced: TracedGraph, cut: graphs.Cut, batches: Iterable[Any]) -> list[str]:
-    """Least squares behind every pruned axis, then batch norms; what was left alone, as sentences."""
-    left = [c for c in traced.program.contractions if c.weight in cut.kept]
-    grams = recover.collect_grams(traced.program, left, batches, samples=GRAM_SAMPLES)
-    return recover_cut(traced, cut, grams, batches)
+    """Least squares along the network, for every layer whose inputs changed; what was left alone, as sentences."""
+    done = recover.reconstruct_sequentially(
+        traced.program, cut.program, cut.kept, batches, samples=RECONSTRUCTION_SAMPLES
+    )
+    notes = [f"'{r.weight}' was not reconstructed: {r.left}" for r in done.layers if r.left]
+    if done.fewer:
+        notes.append(f"reconstruction saw {done.samples} samples: more activations would not have fitted into memory")
+    return notes
 
 
 def recover_cut(
     traced: TracedGraph, cut: graphs.Cut, grams: Mapping[str, recover.Gram], batches: Iterable[Any]
 ) -> list[str]:
-    """The same with Gram matrices that were taken before."""
-    notes = reconstruct_cut(traced, cut, grams)
+    """Each layer by itself, with Gram matrices that were taken before, then batch norms: quicker, less accurate."""
+    done = recover.reconstruct_program(graphs.tensors_of(traced.program.module), cut.program, cut.kept, grams)
     recover.recalibrate(cut.program, batches, samples=RECALIBRATION_SAMPLES)
-    return notes
-
-
-def reconstruct_cut(traced: TracedGraph, cut: graphs.Cut, grams: Mapping[str, recover.Gram]) -> list[str]:
-    """Least squares alone."""
-    original = graphs.tensors_of(traced.program.module)
-    done = recover.reconstruct_program(original, cut.program, cut.kept, grams)
     return [f"'{r.weight}' was not reconstructed: {r.left}" for r in done if r.left]
 
 

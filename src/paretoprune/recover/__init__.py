@@ -8,6 +8,7 @@ from paretoprune.recover.distill import distill
 from paretoprune.recover.elimination import Elimination, Order, order_by_error, order_jointly
 from paretoprune.recover.gram import Gram, collect_grams
 from paretoprune.recover.least_squares import Reconstruction, reconstruct, reconstruction_error
+from paretoprune.recover.sequential import Sequential, reconstruct_sequentially
 
 __all__ = [
     "Elimination",
@@ -15,6 +16,7 @@ __all__ = [
     "Order",
     "Reconstructed",
     "Reconstruction",
+    "Sequential",
     "collect_grams",
     "distill",
     "order_by_error",
@@ -22,5 +24,6 @@ __all__ = [
     "recalibrate",
     "reconstruct",
     "reconstruct_program",
+    "reconstruct_sequentially",
     "reconstruction_error",
 ]

@@ -78,18 +78,18 @@ def _rewrite(
 ) -> float:
     old, target = original[contraction.weight], state[contraction.weight]
     dims = kept[contraction.weight]
-    matrix = contraction.matrix(_outputs_kept(old.detach(), dims, contraction.input_dim))
+    matrix = contraction.matrix(outputs_kept(old.detach(), dims, contraction.input_dim))
     columns = _columns(old, dims, contraction.input_dim, matrix.shape[1])
-    constant = _constant(contraction, program, len(matrix), state)
+    constant = constant_of(contraction, program, len(matrix), state)
     solved = reconstruct(matrix, gram, columns, intercept=constant is not None, damping=damping)
     with torch.no_grad():
         target.copy_(contraction.unmatrix(solved.weight, target.shape))
         if constant is not None:
-            _shift(constant, contraction.bias is not None, original, state, kept, solved)
+            shift_constant(constant, contraction.bias is not None, original, state, kept, solved)
     return solved.error
 
 
-def _constant(contraction: Contraction, program: Program, outputs: int, state: Mapping[str, Tensor]) -> str | None:
+def constant_of(contraction: Contraction, program: Program, outputs: int, state: Mapping[str, Tensor]) -> str | None:
     """Name of the bias, or else of the running mean, that takes up a constant per output."""
     name = contraction.bias
     if name is None:
@@ -99,7 +99,7 @@ def _constant(contraction: Contraction, program: Program, outputs: int, state: M
     return name if name is not None and state[name].numel() == outputs else None
 
 
-def _shift(
+def shift_constant(
     name: str,
     is_bias: bool,
     original: Mapping[str, Tensor],
@@ -110,12 +110,12 @@ def _shift(
     """Bias plus shift; a running mean, which is subtracted, minus shift."""
     if solved.shift is None:
         return
-    values = _outputs_kept(original[name].detach(), kept.get(name, ()), None).double().cpu()
+    values = outputs_kept(original[name].detach(), kept.get(name, ()), None).double().cpu()
     shift = solved.shift.reshape(values.shape).cpu()
     state[name].copy_(values + shift if is_bias else values - shift)
 
 
-def _outputs_kept(tensor: Tensor, dims: Sequence[NDArray[np.int64] | None], but: int | None) -> Tensor:
+def outputs_kept(tensor: Tensor, dims: Sequence[NDArray[np.int64] | None], but: int | None) -> Tensor:
     """`tensor` cut to the kept indices along every dimension except `but`."""
     for dim, indices in enumerate(dims):
         if indices is not None and dim != but:
