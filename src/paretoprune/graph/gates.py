@@ -28,6 +28,8 @@ def gate_derivatives(
     times the number of samples, is that sample's. Raises DataError without labels, PruneError for a loss that is not
     finite.
     """
+    if not contractions:
+        return {}
     module = graph.program.module
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     found: dict[str, list[Tensor]] = {c.weight: [] for c in contractions}
