@@ -43,10 +43,11 @@ def check_ranking(ranking: Any, normalise: Any, ratio: Any, macs: Any) -> None:
 
 
 def normalised(scores: Scores, how: Normalise) -> Scores:
-    """Scores that stay >= 0 and in their order within an axis. An axis of zeros has ones, that of a typical position.
+    """Scores that stay >= 0 and in their order within an axis.
 
-    "mean": Molchanov et al. 2017 take "sum-of-squares" (eq. 9: over the root); "gaussian" is the standard score, and
-    moved up by the same amount everywhere.
+    "mean", "max" and "sum-of-squares" divide an axis's scores by that (the root of the last; Molchanov et al. 2017,
+    section 2.2); an axis of zeros has ones, so that it does not go as a whole. "gaussian" is the standard score (score
+    less mean, over deviation), moved up by the same amount in all axes.
     """
     if how == "none":
         return scores
@@ -63,8 +64,8 @@ def normalised(scores: Scores, how: Normalise) -> Scores:
 def groups_of(ranking: Ranking | None, axes: Sequence[Axis], tensors: Mapping[str, Tensor]) -> list[list[Axis]]:
     """The axes that are ranked together.
 
-    "isomorphic": of one kind, and standing in parameters of the same roles, dims and kernels (Fang et al. 2024,
-    section 3.2, where sub-networks are grouped by their graph). Widths do not matter.
+    "isomorphic": of one kind, and standing in parameters of the same roles, dims and kernels (Fang et al. 2024, where
+    sub-networks are grouped by their graph). Widths do not matter.
     """
     if ranking == "global":
         return [list(axes)] if axes else []
