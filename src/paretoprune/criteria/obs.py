@@ -20,14 +20,15 @@ class BrainSurgeon:
     Hassibi & Stork 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", eq. 5, with w_p = 1.
     F = E_n[g_n g_nᵀ] + λI is the empirical Fisher over the gates of the whole axis, a full block of (positions,
     positions), as Singh & Alistarh 2020, "WoodFisher", take it over weights. A block over the weights of one
-    position alone would need no inverse: ½ wᵀFw, which is Taylor again.
+    position alone would need no inverse: ½ wᵀFw, which is Taylor again. With few samples for many positions the inverse
+    promises too much, so that scores of wide axes come out too low: they are not compared as they are.
     """
 
     name = "obs"
     members: Role = "in"
     needs: frozenset[Need] = frozenset({"gates"})
     remove: Literal["low", "high"] = "low"
-    comparable = True
+    comparable = False
 
     def score(self, view: View) -> torch.Tensor:
         gates = needed(view.gates, self.name, "gates").double()
