@@ -7,8 +7,9 @@ from torch import nn
 
 from paretoprune.core.axis import Axis, AxisMember
 from paretoprune.core.errors import DataError, ModelError, PruneError, UsageError
+from paretoprune.core.evidence import Evidence
 from paretoprune.core.protocols import View
-from paretoprune.criteria import score_axes
+from paretoprune.criteria import CRITERIA, score_axes
 from paretoprune.criteria.magnitude import Magnitude
 from paretoprune.criteria.taylor import Taylor
 
@@ -58,7 +59,7 @@ def test_taylor_is_the_squared_gradient_of_a_gate_averaged_over_batches(hidden: 
         grads = torch.autograd.grad(loss, [gate, *mlp.parameters()])
         expected += grads[0].square().numpy() / 3
         gradients.append(dict(zip([n for n, _ in mlp.named_parameters()], grads[1:], strict=True)))
-    found = score_axes([hidden], dict(mlp.named_parameters()), Taylor(), iter(gradients)).by_axis["a"]
+    found = score_axes([hidden], dict(mlp.named_parameters()), Taylor(), Evidence(iter(gradients))).by_axis["a"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
 
 
@@ -90,7 +91,7 @@ def test_refusals(hidden: Axis, mlp: nn.Sequential) -> None:
     with pytest.raises(UsageError, match="'a' has no floating-point parameter"):
         score_axes([axis(size=6)], state, Magnitude())
     with pytest.raises(UsageError, match="'a' has no gradient"):
-        score_axes([hidden], state, Taylor(), [{}])
+        score_axes([hidden], state, Taylor(), Evidence([{}]))
     with pytest.raises(ModelError, match=r"0\.weight.*NaN"):
         score_axes([hidden], {**state, "0.weight": torch.full((6, 4), float("nan"))}, Magnitude())
 
@@ -104,7 +105,61 @@ class Wrong(Magnitude):
         return self.value
 
 
-@pytest.mark.parametrize("value", [torch.ones(5), -torch.ones(6), torch.full((6,), float("inf"))])
+@pytest.mark.parametrize("value", [torch.ones(5), torch.full((6,), float("nan")), torch.full((6,), float("inf"))])
 def test_a_plug_in_that_scores_wrongly_is_named(hidden: Axis, mlp: nn.Sequential, value: torch.Tensor) -> None:
     with pytest.raises(PruneError, match="criterion 'l2' gave"):
         score_axes([hidden], mlp.state_dict(), Wrong(value))
+
+
+def test_what_removes_high_and_what_is_negative_comes_out_larger_for_what_is_kept() -> None:
+    made = axis(member("w", 0, "out", plain(3)), size=3)
+    state = {"w": torch.ones(3, 2)}
+    given = Wrong(torch.tensor([-2.0, 1.0, 0.0]))
+    assert score_axes([made], state, given).by_axis["a"].tolist() == [0.0, 3.0, 2.0]
+    given.remove = "high"
+    assert score_axes([made], state, given).by_axis["a"].tolist() == [3.0, 0.0, 1.0]
+
+
+def two_readers() -> Axis:
+    """2 heads of 3 entries, read by "p" (4, 6) and "q" (1, 6)."""
+    heads = np.arange(6).reshape(2, 3)
+    return axis(member("p", 1, "in", heads), member("q", 1, "in", heads), size=2)
+
+
+READ = {"p": torch.ones(4, 6), "q": torch.ones(1, 6)}
+
+
+def test_gates_of_a_position_open_all_its_entries_in_all_readers() -> None:
+    gates = {"p": torch.tensor([1.0, 2, 3, 0, 0, 1])[:, None], "q": torch.tensor([-6.0, 0, 0, 2, 0, 0])[:, None]}
+    found = score_axes([two_readers()], READ, CRITERIA["fisher"], Evidence(gates=gates))
+    assert found.by_axis["a"].tolist() == [0.0, 4.5]
+
+
+def test_activations_are_looked_at_reader_by_reader() -> None:
+    seen = {
+        "p": torch.tensor([1.0, 1, 1, 0, 0, 0]).reshape(6, 1, 1, 1),
+        "q": torch.full((6, 2, 2, 2), 3.0),
+    }
+    found = score_axes([two_readers()], READ, CRITERIA["mean-activation"], Evidence(activations=seen))
+    assert found.by_axis["a"].tolist() == [2.0, 1.5]
+
+
+def test_inputs_stand_beside_their_weights() -> None:
+    seen = {"p": torch.arange(6.0).expand(4, 6), "q": torch.zeros(1, 6)}
+    found = score_axes([two_readers()], READ, CRITERIA["wanda"], Evidence(inputs=seen))
+    assert found.by_axis["a"].tolist() == [12.0, 48.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hrank", "axis 'a', and none of them can be observed: add the axis to ignore"),
+        ("fisher", "axis 'a', and none of them can be observed"),
+        ("wanda", "axis 'a', and none of them can be observed"),
+        ("bn-scale", "axis 'a' has no batch norm with factors"),
+        ("reconstruction", "axis 'a', and of none of them is there a Gram matrix"),
+    ],
+)
+def test_an_axis_that_nothing_was_seen_of_is_named(name: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        score_axes([two_readers()], READ, CRITERIA[name], Evidence())

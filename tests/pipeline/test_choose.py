@@ -19,12 +19,12 @@ from paretoprune.pipeline.choose import (
     aligned,
     candidate_widths,
     chosen_axes,
-    normalised,
     plan_of,
     removal_order,
     widths_by_macs,
     widths_by_ratio,
 )
+from paretoprune.pipeline.ranking import normalised
 
 
 class Residual(nn.Module):
@@ -222,7 +222,7 @@ def test_an_axis_that_keeps_everything_is_not_in_the_plan(graph: Any) -> None:
 
 
 def test_normalised_scores_have_mean_one_and_dead_axes_stay_comparable() -> None:
-    found = normalised(Scores({"a": np.array([1.0, 3.0]), "dead": np.zeros(3)}, "l2"))
+    found = normalised(Scores({"a": np.array([1.0, 3.0]), "dead": np.zeros(3)}, "l2"), "mean")
     assert found.by_axis["a"].tolist() == [0.5, 1.5]
     assert found.by_axis["dead"].tolist() == [1.0, 1.0, 1.0]
 

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import paretoprune as pp
-from paretoprune.core.protocols import Role, View
+from paretoprune.core.protocols import Need, Role, View
 from paretoprune.graph import slice_tensor, tensors_of
 
 errors = pp.errors
@@ -214,7 +214,9 @@ class First:
 
     name = "first"
     members: Role = "out"
-    needs_gradients = False
+    needs: frozenset[Need] = frozenset()
+    remove: Literal["low", "high"] = "low"
+    comparable = False
 
     def score(self, view: View) -> Tensor:
         return torch.arange(view.weight.shape[0], 0, -1).double()
@@ -232,7 +234,7 @@ def test_a_criterion_by_reference(
     (tmp_path / "own_criteria_of_a_user.py").write_text(
         "import torch\n"
         "class Last:\n"
-        "    name, members, needs_gradients = 'last', 'out', False\n"
+        "    name, members, needs, remove, comparable = 'last', 'out', frozenset(), 'low', False\n"
         "    def score(self, view):\n"
         "        return torch.arange(view.weight.shape[0]).double()\n"
     )
@@ -250,7 +252,7 @@ def test_a_criterion_that_gives_no_scores_is_refused(net: nn.Module, example: Te
         def score(self, view: View) -> Tensor:
             return torch.full((view.weight.shape[0],), float("nan"))
 
-    with pytest.raises(errors.PruneError, match="criterion 'first' gave a negative, infinite or NaN score"):
+    with pytest.raises(errors.PruneError, match="criterion 'first' gave an infinite or NaN score"):
         pp.prune(net, example, ratio=0.5, criterion=Empty())
 
 

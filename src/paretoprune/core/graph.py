@@ -78,6 +78,8 @@ class Contraction:
     rows: Callable[[torch.Tensor], torch.Tensor] = field(repr=False, compare=False)
     matrix: Callable[[torch.Tensor], torch.Tensor] = field(repr=False, compare=False)
     unmatrix: Callable[[torch.Tensor, torch.Size], torch.Tensor] = field(repr=False, compare=False)
+    dim: int = -1
+    """Dimension of the activation that is summed over, counted from the end."""
     batch_norm: str | None = None
     """Node of the batch normalisation that alone reads the output; it takes up a constant, in place of a bias."""
 
@@ -89,6 +91,8 @@ class BatchNorm:
     node: str
     mean: str
     var: str
+    weight: str | None = None
+    """Name of its factors, where it has any."""
 
 
 class Walk(Protocol):

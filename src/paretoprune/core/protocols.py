@@ -19,27 +19,53 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+Need = Literal["gradients", "inputs", "activations", "gates", "scales", "elimination"]
+"""What a criterion may ask to see besides weights; each is a field of View."""
+
+
 @dataclass(frozen=True)
 class View:
-    """What a criterion sees of an axis: matrices (positions, rest). `grad` is of one batch, None if not asked for."""
+    """What a criterion sees of one axis with P positions. Every tensor has P rows; what was not asked for is None.
+
+    `weight` (P, rest): the parameters of the criterion's role, side by side.
+    `grad` (P, rest): need "gradients", the loss's gradient by those parameters, of one batch.
+    `inputs` (P, rest): need "inputs", the root mean square of what each of those weights is multiplied with.
+    `activations` (P, samples, rows, columns): need "activations", what enters one contraction that sums over the axis.
+    `gates` (P, samples): need "gates", the derivative of each sample's loss by a gate of 1 on the position.
+    `scale` (P, n): need "scales", the factors of the batch norms on the axis.
+    `losses` (P,): need "elimination", the share of the outputs' energy that the position's removal adds to what
+    least squares loses, when positions go in the order of elimination; never falling along that order.
+    `axis`: its id, for messages and seeds.
+    """
 
     weight: torch.Tensor
     grad: torch.Tensor | None = None
+    inputs: torch.Tensor | None = None
+    activations: torch.Tensor | None = None
+    gates: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
+    axis: str = ""
 
 
 class Criterion(Protocol):
-    """Importance of positions; larger is kept.
+    """A figure for every position of an axis.
 
     `members`: whether it looks at parameters that make the axis ("out") or sum over it ("in").
-    `needs_gradients`: scored once per calibration batch with that batch's gradients, then averaged.
+    `needs`: what it asks to see besides weights. With "gradients" it is scored once per calibration batch, with
+    "activations" once per contraction that sums over the axis; the scores are averaged.
+    `remove`: which end goes first. The scorer turns "high" round, so that what leaves it is larger for what is kept.
+    `comparable`: scores of different axes are in one unit (the loss, say); where not, they are normalised for ranking.
     """
 
     name: str
     members: Role
-    needs_gradients: bool
+    needs: frozenset[Need]
+    remove: Literal["low", "high"]
+    comparable: bool
 
     def score(self, view: View) -> torch.Tensor:
-        """(positions,) finite and >= 0."""
+        """(P,) finite; the sign is free."""
         ...
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from paretoprune.core.axis import Role
-from paretoprune.core.errors import UsageError
-from paretoprune.core.protocols import View
+from paretoprune.core.protocols import Need, View
+from paretoprune.criteria.needing import needed
 
 
 class Taylor:
@@ -18,9 +20,25 @@ class Taylor:
 
     name = "taylor"
     members: Role = "in"
-    needs_gradients = True
+    needs: frozenset[Need] = frozenset({"gradients"})
+    remove: Literal["low", "high"] = "low"
+    comparable = True
 
     def score(self, view: View) -> torch.Tensor:
-        if view.grad is None:
-            raise UsageError("criterion 'taylor' needs gradients: give calibration batches with labels")
-        return (view.weight * view.grad).sum(dim=1).square()
+        return (view.weight * needed(view.grad, self.name, "gradients")).sum(dim=1).square()
+
+
+class TaylorGate:
+    """The mean over samples of |dL/dgate|: first-order changes of different samples do not cancel.
+
+    Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference", eq. 7 and 8.
+    """
+
+    name = "taylor-gate"
+    members: Role = "in"
+    needs: frozenset[Need] = frozenset({"gates"})
+    remove: Literal["low", "high"] = "low"
+    comparable = True
+
+    def score(self, view: View) -> torch.Tensor:
+        return needed(view.gates, self.name, "gates").abs().mean(dim=1)

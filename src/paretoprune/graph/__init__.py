@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paretoprune.graph.gates import gate_derivatives
 from paretoprune.graph.influence import influences
 from paretoprune.graph.model import check_model, check_sound, private_copy
 from paretoprune.graph.rebuild import Rebuilt, put_tensors, rebuild, rebuilt
@@ -27,6 +28,7 @@ __all__ = [
     "difference",
     "dump",
     "figures",
+    "gate_derivatives",
     "influences",
     "load",
     "outputs_differ",

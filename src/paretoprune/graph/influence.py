@@ -35,14 +35,14 @@ def influences(
     try:
         with torch.no_grad():
             for inputs, _ in take(batches, samples):
-                _Watching(module, found).run(*placeholders(module, _to(inputs, device)))
+                _Watching(module, found).run(*placeholders(module, moved(inputs, device)))
     finally:
         module.train(was)
     by_sum = {total.name: name for name, (total, _) in zip(names, sums.items(), strict=True)}
     return {by_sum[node]: mean.influence(by_sum[node]) for node, mean in found.items()}
 
 
-def _to(inputs: Example, device: torch.device) -> Example:
+def moved(inputs: Example, device: torch.device) -> Example:
     def move(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) else value
 

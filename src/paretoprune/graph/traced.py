@@ -189,6 +189,7 @@ def _contraction(op: Op, rows: Callable[[Op, torch.Tensor], torch.Tensor], weigh
         rows=lambda x: rows(op, x),
         matrix=lambda w: w.reshape(w.shape[0], -1),
         unmatrix=lambda m, shape: m.reshape(shape),
+        dim=1 - len(op.shape_of(op.args["weight"])),
         batch_norm=readers[0].name if alone else None,
     )
 
@@ -210,7 +211,12 @@ def _only_norm(node: fx.Node) -> str | None:
 
 def _batch_norms(found: Inferred) -> tuple[BatchNorm, ...]:
     return tuple(
-        BatchNorm(n.name, str(op.args["running_mean"].target), str(op.args["running_var"].target))
+        BatchNorm(
+            n.name,
+            str(op.args["running_mean"].target),
+            str(op.args["running_var"].target),
+            str(scale.target) if isinstance(scale := op.args["weight"], fx.Node) and scale.op == "get_attr" else None,
+        )
         for n, op in found.ops.items()
         if _is_batch_norm(n)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 
@@ -98,8 +99,7 @@ def widths_by_macs(
 
     The knapsack over one axis at a time; the MACs that count are those of the whole network at those widths.
     """
-    if not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise UsageError(f"macs={share!r}: give the share of the MACs to keep, above 0 and at most 1")
+    check_macs(share)
     check_positive(align=align, floor=floor)
     total = graph.macs()
     target = share * total
@@ -107,12 +107,23 @@ def widths_by_macs(
     fronts = allocate(choices) if choices else (Allocation(0.0, 0.0, {}),)
     fitting = [a for a in fronts if graph.macs(a.widths, blocks) <= target]
     if not fitting:
-        least = math.ceil(1000 * min(graph.macs(a.widths, blocks) for a in fronts) / total) / 1000
-        raise PlanError(
-            f"macs={share:g} cannot be reached: with these axes at their floor, {least:g} of the MACs are "
-            f"left; ask for at least macs={least:g}, or prune more axes (axes='all')"
-        )
+        raise unreachable(share, min(graph.macs(a.widths, blocks) for a in fronts) / total)
     return dict(min(fitting, key=lambda a: (a.error, -graph.macs(a.widths, blocks))).widths)
+
+
+def check_macs(share: Any) -> float:
+    if not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UsageError(f"macs={share!r}: give the share of the MACs to keep, above 0 and at most 1")
+    return share
+
+
+def unreachable(share: float, least: float) -> PlanError:
+    """`least`: the share of the MACs that is left with every axis at its floor."""
+    least = math.ceil(1000 * least) / 1000
+    return PlanError(
+        f"macs={share:g} cannot be reached: with these axes at their floor, {least:g} of the MACs are "
+        f"left; ask for at least macs={least:g}, or prune more axes (axes='all')"
+    )
 
 
 def _mac_choice(graph: Graph, axis: Axis, scores: Scores, align: int, floor: int, blocks: Sequence[str] = ()) -> Choice:
@@ -149,14 +160,6 @@ def plan_of(
 def removal_order(scores: Scores) -> dict[str, list[int]]:
     """Positions by rising score, ties by position."""
     return {axis: np.argsort(score, kind="stable").tolist() for axis, score in scores.by_axis.items()}
-
-
-def normalised(scores: Scores) -> Scores:
-    """Each axis's scores over their mean, so that layers of different scale can be compared."""
-    return Scores(
-        {a: s / m if (m := float(s.mean())) > 0 else np.ones_like(s) for a, s in scores.by_axis.items()},
-        scores.criterion,
-    )
 
 
 def _names(axes: Sequence[Axis]) -> str:

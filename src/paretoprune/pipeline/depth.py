@@ -110,8 +110,12 @@ def block_scores(
     """Importance by block: Block Influence on the batches; without them, the criterion's score per parameter."""
     if batches is not None:
         return graphs.influences(traced, [b.name for b in blocks], batches, INFLUENCE_SAMPLES)
-    if scorer.needs_gradients:
-        raise DataError(f"criterion {scorer.name!r} needs gradients: give calibration= batches with labels")
+    if scorer.needs:
+        needs = ", ".join(sorted(scorer.needs))
+        raise DataError(
+            f"criterion {scorer.name!r} needs {needs}, which blocks='score' has not: give calibration= batches, and "
+            "blocks are scored by their influence"
+        )
     tensors = graphs.tensors_of(traced.program.module)
     result = {}
     for block in blocks:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paretoprune import criteria, recover
 from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis, Scores
-from paretoprune.core.data import take
-from paretoprune.core.errors import DataError, PruneError
 from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Criterion, Task
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import choose
 from paretoprune.pipeline.depth import BlockChoice, axis_ratio, check_choice, chosen_blocks, living
+from paretoprune.pipeline.evidence import evidence
 from paretoprune.pipeline.generation import refuse_generation
 from paretoprune.pipeline.opening import Network, blueprint, given_back, name_of, opened, rebuilt
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.ranking import Normalise, Ranking, check_ranking, groups_of, normalised, ranked_widths
 from paretoprune.tasks import fitted, task_of
 
 RECONSTRUCTION_SAMPLES = 1024
-TAYLOR_SAMPLES = 256
 RECALIBRATION_SAMPLES = 1024
 
 
@@ -35,6 +34,8 @@ def prune(
     ratio: float | Mapping[str, float] | None = None,
     macs: float | None = None,
     criterion: str | Criterion = "magnitude",
+    ranking: Ranking | None = None,
+    normalise: Normalise | None = None,
     axes: choose.AxisChoice = "inner",
     blocks: BlockChoice = None,
     align: int = 1,
@@ -62,9 +63,20 @@ def prune(
     averaged over the calibration batches (Men et al. 2024, "ShortGPT", arXiv:2403.03853, eq. 1). A block that holds
     others takes them with it.
 
+    `criterion`: a name of `paretoprune.criteria.CRITERIA`, an object, or "pkg.mod:Class".
+
+    `ranking`: where positions are compared. With a ratio: "local" (the default) takes that share of every axis;
+    "global" puts the positions of all chosen axes into one order and takes that share of them; "isomorphic" does so
+    among axes of the same kind whose parameters have the same structure (Fang et al. 2024, "Isomorphic Pruning for
+    Vision Models"). With macs: the share is the least that reaches them; without `ranking`, the widths that lose the
+    least summed score. `normalise` makes scores of different axes comparable: each axis's over their "mean", "max" or
+    root of the "sum-of-squares", "gaussian" (mean 0, deviation 1), or "none". By default "none" for criteria that
+    measure every axis in one unit (`comparable`: the loss, a share of energy), else "mean".
+
     Raises ModelError, CaptureError, PlanError, UsageError, DataError, SurgeryError.
     """
     check_choice(blocks, ratio, macs)
+    check_ranking(ranking, normalise, ratio, macs)
     scorer = criteria.criterion_of(criterion)
     meaning = task_of(task)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
@@ -77,13 +89,16 @@ def prune(
         return carry_out(model, traced, Plan({}, traced.fingerprint, gone), batches)
     chosen = choose.chosen_axes(traced, axes, ignore)
     widths: Mapping[str, int] = {}
-    if ratio is not None:
+    if ratio is not None and ranking in (None, "local"):
         widths = choose.widths_by_ratio(chosen, ratio, align, floor)
     chosen = living(traced, chosen, gone)
     scores = score(traced, chosen, scorer, meaning, batches)
-    if macs is not None:
-        comparable = scores if scorer.needs_gradients else choose.normalised(scores)
+    comparable = normalised(scores, normalise or ("none" if scorer.comparable else "mean"))
+    if macs is not None and ranking is None:
         widths = choose.widths_by_macs(traced, chosen, comparable, macs, align, floor, gone)
+    elif not widths:
+        groups = groups_of(ranking, chosen, graphs.tensors_of(traced.program.module))
+        widths = ranked_widths(traced, groups, comparable, ratio, macs, align, floor, gone)
     widths = {axis.id: widths[axis.id] for axis in chosen if axis.id in widths}
     plan = choose.plan_of(traced, widths, choose.removal_order(scores), gone)
     return carry_out(model, traced, plan, batches)
@@ -109,36 +124,9 @@ def apply(
 def score(
     traced: TracedGraph, axes: Sequence[Axis], scorer: Criterion, task: Task, batches: Iterable[Any] | None
 ) -> Scores:
-    """Scores of `axes`; a criterion that needs gradients needs calibration batches with labels."""
-    tensors = graphs.tensors_of(traced.program.module)
-    if not scorer.needs_gradients:
-        return criteria.score_axes(axes, tensors, scorer)
-    if batches is None:
-        raise DataError(f"criterion {scorer.name!r} needs gradients: give calibration= batches with labels")
-    return criteria.score_axes(axes, tensors, scorer, gradients(traced, task, batches))
-
-
-def gradients(
-    traced: TracedGraph, task: Task, batches: Iterable[Any], samples: int = TAYLOR_SAMPLES
-) -> Iterator[dict[str, Tensor]]:
-    """Gradients of the task's loss, batch by batch, in eval mode."""
-    module = traced.program.module
-    named = {n: p for n, p in module.named_parameters() if p.is_floating_point()}
-    was = {n: p.requires_grad for n, p in named.items()}
-    try:
-        for p in named.values():
-            p.requires_grad_(True)
-        for inputs, labels in take(batches, samples):
-            if labels is None:
-                raise DataError("a calibration batch has no labels: gradients of the loss need (x, y) or a dict")
-            loss = task.loss(module(*inputs.args, **inputs.kwargs), labels)
-            if not bool(torch.isfinite(loss)):
-                raise PruneError(f"the loss on a calibration batch is {float(loss.detach())}: check inputs and labels")
-            found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-            yield {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
-    finally:
-        for n, p in named.items():
-            p.requires_grad_(was[n])
+    """Scores of `axes`; a criterion that looks at data needs calibration batches, some with labels."""
+    seen = evidence(traced, axes, scorer, task, batches)
+    return criteria.score_axes(axes, graphs.tensors_of(traced.program.module), scorer, seen)
 
 
 def carry_out(model: nn.Module, traced: TracedGraph, plan: Plan, batches: Iterable[Any] | None) -> Pruned:

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from paretoprune import criteria, recover
 from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis
 from paretoprune.core.errors import TargetError
-from paretoprune.core.graph import Contraction
 from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Choice
-from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import choose
+from paretoprune.pipeline.evidence import elimination
 from paretoprune.pipeline.prune import score
 from paretoprune.pipeline.settings import LEAST_SQUARES, Settings
 from paretoprune.pipeline.study import Study
@@ -79,30 +77,12 @@ def _orders(study: Study, axes: Sequence[Axis]) -> dict[str, list[int]]:
         scorer = criteria.criterion_of(study.settings.criterion)
         return choose.removal_order(score(study.traced, axes, scorer, study.task, study.calibration))
     by_weight = {c.weight: c for c in study.traced.program.contractions if c.node in study.grams}
-    found = {a.id: _elimination_order(study.traced, a, by_weight, study.grams) for a in axes}
-    rest = [a for a in axes if found[a.id] is None]
+    orders = {a.id: elimination(study.traced, a, by_weight, study.grams) for a in axes}
+    found = {a: order.positions.tolist() for a, order in orders.items() if order is not None}
+    rest = [a for a in axes if a.id not in found]
     scores = score(study.traced, rest, criteria.criterion_of("magnitude"), study.task, None) if rest else None
     others = choose.removal_order(scores) if scores is not None else {}
-    return {a.id: found[a.id] or others[a.id] for a in axes}
-
-
-def _elimination_order(
-    traced: TracedGraph, axis: Axis, by_weight: Mapping[str, Contraction], grams: Mapping[str, recover.Gram]
-) -> list[int] | None:
-    """Positions by the reconstruction error that their removal adds in all contractions over the axis."""
-    tensors = graphs.tensors_of(traced.program.module)
-    eliminations = []
-    for member in axis.members:
-        contraction = by_weight.get(member.name)
-        if member.role != "in" or contraction is None or member.dim != contraction.input_dim:
-            continue
-        matrix = contraction.matrix(tensors[member.name].detach())
-        inputs = tensors[member.name].shape[member.dim]
-        taps = matrix.shape[1] // inputs
-        entries = torch.from_numpy(member.entries)
-        columns = (entries[:, :, None] * taps + torch.arange(taps)).reshape(len(entries), -1)
-        eliminations.append(recover.Elimination(matrix, grams[contraction.node], columns))
-    return recover.order_jointly(eliminations).positions.tolist() if eliminations else None
+    return {a.id: found[a.id] if a.id in found else others[a.id] for a in axes}
 
 
 def _costs(study: Study, table: CostTable, widths: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
