@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.files import load as load
     from paretoprune.pipeline.files import load_checkpoint as load_checkpoint
     from paretoprune.pipeline.files import save as save
+    from paretoprune.pipeline.handing_back import hand_back as hand_back
     from paretoprune.pipeline.opening import trace as trace
     from paretoprune.pipeline.prune import apply as apply
     from paretoprune.pipeline.prune import prune as prune
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.runtime import measure as measure
     from paretoprune.pipeline.search import auto_prune as auto_prune
     from paretoprune.pipeline.search import search as search
+    from paretoprune.pipeline.tuning import distill as distill
+    from paretoprune.pipeline.tuning import finetune as finetune
 
 __version__ = "0.1.0"
 
@@ -42,7 +45,10 @@ _HOMES = {
     "Task": "core.protocols",
     "apply": "pipeline.prune",
     "auto_prune": "pipeline.search",
+    "distill": "pipeline.tuning",
     "export": "pipeline.runtime",
+    "finetune": "pipeline.tuning",
+    "hand_back": "pipeline.handing_back",
     "load": "pipeline.files",
     "load_checkpoint": "pipeline.files",
     "measure": "pipeline.runtime",
@@ -65,8 +71,11 @@ __all__ = [
     "Task",
     "apply",
     "auto_prune",
+    "distill",
     "errors",
     "export",
+    "finetune",
+    "hand_back",
     "load",
     "load_checkpoint",
     "measure",

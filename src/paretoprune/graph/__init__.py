@@ -11,6 +11,7 @@ from paretoprune.graph.rebuild_edits import Edits, apply_edits
 from paretoprune.graph.reference import check, randomised
 from paretoprune.graph.serialize import dump, load
 from paretoprune.graph.surgery import Cut, cut, slice_tensor
+from paretoprune.graph.taps import hidden_nodes, kept_at, new_parameters, selected, tapped
 from paretoprune.graph.traced import TracedGraph, tensors_of, trace
 
 __all__ = [
@@ -27,8 +28,11 @@ __all__ = [
     "difference",
     "dump",
     "figures",
+    "hidden_nodes",
     "influences",
+    "kept_at",
     "load",
+    "new_parameters",
     "outputs_differ",
     "private_copy",
     "put_identities",
@@ -36,7 +40,9 @@ __all__ = [
     "randomised",
     "rebuild",
     "rebuilt",
+    "selected",
     "slice_tensor",
+    "tapped",
     "tensors_of",
     "trace",
 ]

@@ -7,20 +7,36 @@ from paretoprune.recover.batchnorm import recalibrate
 from paretoprune.recover.distill import distill
 from paretoprune.recover.elimination import Elimination, Order, order_by_error, order_jointly
 from paretoprune.recover.gram import Gram, collect_grams
+from paretoprune.recover.hidden import Hidden, look_by_module
+from paretoprune.recover.inputs import Batch
 from paretoprune.recover.least_squares import Reconstruction, reconstruct, reconstruction_error
+from paretoprune.recover.loop import Trained
+from paretoprune.recover.losses import SoftTargets, frozen_copy, own_loss, own_step, task_loss
+from paretoprune.recover.training import Training, train
 
 __all__ = [
+    "Batch",
     "Elimination",
     "Gram",
+    "Hidden",
     "Order",
     "Reconstructed",
     "Reconstruction",
+    "SoftTargets",
+    "Trained",
+    "Training",
     "collect_grams",
     "distill",
+    "frozen_copy",
+    "look_by_module",
     "order_by_error",
     "order_jointly",
+    "own_loss",
+    "own_step",
     "recalibrate",
     "reconstruct",
     "reconstruct_program",
     "reconstruction_error",
+    "task_loss",
+    "train",
 ]
