@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from paretoprune import frameworks
 from paretoprune import graph as graphs
+from paretoprune.core.copies import duplicate
 from paretoprune.core.errors import ModelError, UsageError
 from paretoprune.graph.model import unwrapped
 from paretoprune.graph.program import GraphProgram
@@ -38,7 +38,7 @@ def hand_back(pruned: Pruned, trained: nn.Module | Mapping[str, Tensor]) -> Prun
 
 def with_values(pruned: Pruned, tensors: Mapping[str, Tensor]) -> Pruned:
     """Copies of network and graph with these values."""
-    model = copy.deepcopy(pruned.model)
+    model = duplicate(pruned.model)
     held = graphs.tensors_of(model)
     with torch.no_grad():
         for name, tensor in held.items():
@@ -49,7 +49,7 @@ def with_values(pruned: Pruned, tensors: Mapping[str, Tensor]) -> Pruned:
     if module is pruned.model:
         again = model
     else:
-        again = copy.deepcopy(module)
+        again = duplicate(module)
         copy_tensors(model, again)
     return replace(
         pruned,
@@ -90,5 +90,5 @@ def _check_ties(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     first: dict[int, str] = {}
     for name, tensor in own.items():
         twin = first.setdefault(id(tensor), name)
-        if twin in given and name in given and not torch.equal(given[twin], given[name]):
+        if twin != name and twin in given and name in given and not torch.equal(given[twin], given[name]):
             raise ModelError(f"'{twin}' and '{name}' were one tensor and came apart: tie them, then train again")

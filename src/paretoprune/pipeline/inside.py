@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import fx, nn
 
 from paretoprune import graph as graphs
 from paretoprune import recover
+from paretoprune.core.copies import duplicate
 from paretoprune.core.errors import UsageError
 from paretoprune.core.graph import Example
 from paretoprune.pipeline.opening import opened
@@ -49,7 +49,7 @@ def pair_of_graphs(
             "its activations cannot be told by node; give the original, or distil without hidden= and blockwise="
         )
     names = graphs.hidden_nodes(traced) if isinstance(places, bool) else tuple(places)
-    student = copy.deepcopy(pruned.program.module)
+    student = duplicate(pruned.program.module)
     copy_tensors(opened(pruned.model), student)
     student.zero_grad(set_to_none=True)
     there = {n.name for n in student.graph.nodes}

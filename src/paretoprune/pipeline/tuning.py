@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from typing import Any, TypeVar, Unpack
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from paretoprune import frameworks, recover
+from paretoprune.core.copies import duplicate
 from paretoprune.core.errors import ModelError, UsageError
 from paretoprune.core.protocols import Task
 from paretoprune.graph import check_sound, tensors_of
@@ -132,7 +132,7 @@ def private(network: Pruned | nn.Module) -> nn.Module:
         raise UsageError("a Keras model is trained in place with its own fit() and saved as it is")
     check_sound(model)
     try:
-        module: nn.Module = copy.deepcopy(model)
+        module: nn.Module = duplicate(model)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise ModelError(f"{type(model).__name__} cannot be deep-copied, so no copy is trained: {error}") from error
     module.zero_grad(set_to_none=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paretoprune.core.copies import duplicate
 from paretoprune.core.errors import DataError, PruneError, UsageError
 from paretoprune.core.graph import Example
 from paretoprune.core.outputs import main_output
@@ -54,7 +54,7 @@ def own_step(function: OwnStep) -> Loss:
 
 def frozen_copy(teacher: nn.Module, place: torch.device) -> nn.Module:
     """The teacher in eval mode on the student's device; the given one stays as it is."""
-    return copy.deepcopy(teacher).to(place).eval().requires_grad_(False)
+    return duplicate(teacher).to(place).eval().requires_grad_(False)
 
 
 @dataclass
