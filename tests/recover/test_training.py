@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import (
@@ -26,7 +27,9 @@ from torch.optim.lr_scheduler import (
 )
 
 from paretoprune.core.errors import DataError, PruneError, UsageError
-from paretoprune.recover import Batch, train
+from paretoprune.recover import Batch, train, training
+from paretoprune.recover.inputs import rounds
+from paretoprune.recover.precision import Mixed
 
 Make = Callable[[Any], Optimizer]
 
@@ -197,6 +200,55 @@ def test_precisions_that_cannot_be(net: nn.Sequential, batches: list[Any], preci
         train(net, loss, batches, steps=1, precision=precision)
 
 
+class Scaled(Mixed):
+    """The loss scaling of fp16, on the CPU in fp32: it begins so large that gradients are infinite."""
+
+    start = 2.0**127
+
+    def __init__(self, precision: str, place: torch.device) -> None:
+        super().__init__(precision, place)
+        self.scaler = GradScaler("cpu", init_scale=self.start)
+
+
+def test_a_loss_scale_that_is_too_large_leaves_steps_out(
+    net: nn.Sequential, batches: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "Mixed", Scaled)
+    weights, rates, made = [net[0].weight.detach().clone()], [], []
+
+    def optimizer(parameters: Any) -> SGD:
+        made.append(SGD(parameters, lr=0.1))
+        return made[0]
+
+    def on_step(step: int, value: float) -> None:
+        weights.append(net[0].weight.detach().clone())
+        rates.append(made[0].param_groups[0]["lr"])
+
+    options: dict[str, Any] = {"scheduler": lambda o: LambdaLR(o, lambda s: 1 / (1 + s)), "steps": 12}
+    train(net, lambda m, b: 100 * loss(m, b), batches, optimizer=optimizer, on_step=on_step, **options)
+    moved = [not torch.equal(a, b) for a, b in pairwise(weights)]
+    skipped = moved.index(True)
+    assert 0 < skipped < 10
+    assert all(moved[skipped:])
+    assert rates == pytest.approx([0.1] * skipped + [0.1 / (2 + i) for i in range(12 - skipped)]), (
+        "nor did the schedule"
+    )
+
+
+def test_gradients_that_are_infinite_at_any_scale(
+    net: nn.Sequential, batches: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "Mixed", Scaled)
+    monkeypatch.setattr(Scaled, "start", 4.0)
+
+    def steep(module: nn.Module, batch: Batch) -> Tensor:
+        finite: Tensor = loss(module, batch)
+        return finite.detach() + (finite - finite.detach()) * 1e38 * 1e10
+
+    with pytest.raises(PruneError, match="infinite in fp16 at any scale.*use precision='bf16'"):
+        train(net, steep, batches, steps=20)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -312,8 +364,6 @@ def test_index_is_of_batches_that_stay_what_they_are() -> None:
     class Fresh(list[Tensor]):
         def __getitem__(self, index: Any) -> Any:
             return super().__getitem__(index) + 1
-
-    from paretoprune.recover.inputs import rounds
 
     stays, changes = rounds(fixed, 0), rounds(Fresh(fixed), 0)
     assert sorted(str(next(stays).index) for _ in range(3)) == ["0", "1", "2"]
