@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.prune import apply as apply
     from paretoprune.pipeline.prune import prune as prune
     from paretoprune.pipeline.pruned import Pruned as Pruned
+    from paretoprune.pipeline.recovering import distill as distill
+    from paretoprune.pipeline.recovering import finetune as finetune
     from paretoprune.pipeline.results import read_front as read_front
     from paretoprune.pipeline.runtime import export as export
     from paretoprune.pipeline.runtime import measure as measure
     from paretoprune.pipeline.search import auto_prune as auto_prune
     from paretoprune.pipeline.search import search as search
-    from paretoprune.pipeline.tuning import distill as distill
-    from paretoprune.pipeline.tuning import finetune as finetune
 
 __version__ = "0.1.0"
 
@@ -45,9 +45,9 @@ _HOMES = {
     "Task": "core.protocols",
     "apply": "pipeline.prune",
     "auto_prune": "pipeline.search",
-    "distill": "pipeline.tuning",
+    "distill": "pipeline.recovering",
     "export": "pipeline.runtime",
-    "finetune": "pipeline.tuning",
+    "finetune": "pipeline.recovering",
     "hand_back": "pipeline.handing_back",
     "load": "pipeline.files",
     "load_checkpoint": "pipeline.files",
