@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.files import load as load
     from paretoprune.pipeline.files import load_checkpoint as load_checkpoint
     from paretoprune.pipeline.files import save as save
+    from paretoprune.pipeline.handing_back import hand_back as hand_back
     from paretoprune.pipeline.opening import trace as trace
     from paretoprune.pipeline.prune import apply as apply
     from paretoprune.pipeline.prune import prune as prune
     from paretoprune.pipeline.pruned import Pruned as Pruned
+    from paretoprune.pipeline.recovering import distill as distill
+    from paretoprune.pipeline.recovering import finetune as finetune
     from paretoprune.pipeline.results import read_front as read_front
     from paretoprune.pipeline.runtime import export as export
     from paretoprune.pipeline.runtime import measure as measure
@@ -42,7 +45,10 @@ _HOMES = {
     "Task": "core.protocols",
     "apply": "pipeline.prune",
     "auto_prune": "pipeline.search",
+    "distill": "pipeline.recovering",
     "export": "pipeline.runtime",
+    "finetune": "pipeline.recovering",
+    "hand_back": "pipeline.handing_back",
     "load": "pipeline.files",
     "load_checkpoint": "pipeline.files",
     "measure": "pipeline.runtime",
@@ -65,8 +71,11 @@ __all__ = [
     "Task",
     "apply",
     "auto_prune",
+    "distill",
     "errors",
     "export",
+    "finetune",
+    "hand_back",
     "load",
     "load_checkpoint",
     "measure",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,36 @@ def split_batch(batch: Any) -> tuple[Example, Any]:
             return Example.of(inputs_[0]), labels_
         return Example(tuple(inputs_)), labels_
     return Example((batch,)), None
+
+
+@contextmanager
+def reading(name: str, index: int) -> Iterator[None]:
+    """Turn whatever the user's code raises while it makes a batch into a DataError with the index and the cause."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+        cause = lines[-1].strip().removeprefix(f"{type(error).__name__}: ")
+        raise DataError(f"{name}: reading batch {index} failed with {type(error).__name__}: {cause}") from error
+
+
+def numbered(name: str, source: Iterable[Any]) -> Iterator[Any]:
+    """The batches of `source`; an exception in its code becomes a DataError with the batch's index and the cause."""
+    with reading(name, 0):
+        iterator = iter(source)
+    index = 0
+    while True:
+        with reading(name, index):
+            batch = next(iterator, _END)
+        if batch is _END:
+            return
+        yield batch
+        index += 1
+
+
+_END = object()
 
 
 def take(batches: Iterable[Any], samples: int) -> Iterator[tuple[Example, Any]]:

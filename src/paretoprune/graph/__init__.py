@@ -12,6 +12,7 @@ from paretoprune.graph.rebuild_edits import Edits, apply_edits
 from paretoprune.graph.reference import check, randomised
 from paretoprune.graph.serialize import dump, load
 from paretoprune.graph.surgery import Cut, cut, slice_tensor
+from paretoprune.graph.taps import hidden_nodes, kept_at, new_parameters, selected, tapped
 from paretoprune.graph.traced import TracedGraph, tensors_of, trace
 
 __all__ = [
@@ -29,8 +30,11 @@ __all__ = [
     "dump",
     "figures",
     "gate_derivatives",
+    "hidden_nodes",
     "influences",
+    "kept_at",
     "load",
+    "new_parameters",
     "outputs_differ",
     "private_copy",
     "put_identities",
@@ -38,7 +42,9 @@ __all__ = [
     "randomised",
     "rebuild",
     "rebuilt",
+    "selected",
     "slice_tensor",
+    "tapped",
     "tensors_of",
     "trace",
 ]

@@ -7,23 +7,39 @@ from paretoprune.recover.batchnorm import recalibrate
 from paretoprune.recover.distill import distill
 from paretoprune.recover.elimination import Elimination, Order, order_by_error, order_jointly
 from paretoprune.recover.gram import Gram, collect_grams
+from paretoprune.recover.hidden import Hidden, look_by_module
+from paretoprune.recover.inputs import Batch
 from paretoprune.recover.least_squares import Reconstruction, reconstruct, reconstruction_error
+from paretoprune.recover.loop import Trained
+from paretoprune.recover.losses import SoftTargets, frozen_copy, own_loss, own_step, task_loss
 from paretoprune.recover.sequential import Sequential, reconstruct_sequentially
+from paretoprune.recover.training import Training, train
 
 __all__ = [
+    "Batch",
     "Elimination",
     "Gram",
+    "Hidden",
     "Order",
     "Reconstructed",
     "Reconstruction",
     "Sequential",
+    "SoftTargets",
+    "Trained",
+    "Training",
     "collect_grams",
     "distill",
+    "frozen_copy",
+    "look_by_module",
     "order_by_error",
     "order_jointly",
+    "own_loss",
+    "own_step",
     "recalibrate",
     "reconstruct",
     "reconstruct_program",
     "reconstruct_sequentially",
     "reconstruction_error",
+    "task_loss",
+    "train",
 ]

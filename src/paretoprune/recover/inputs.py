@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from paretoprune.core.data import batch_size, split_batch
+from paretoprune.core.data import batch_size, numbered, reading, split_batch
 from paretoprune.core.errors import DataError
 from paretoprune.core.graph import Example
 
@@ -47,33 +49,79 @@ def several(batches: Iterable[tuple[Example, Any]]) -> Iterator[tuple[Example, A
         larger = larger or size > 1
 
 
-def rounds(batches: Iterable[Any], seed: int) -> Iterator[tuple[int | None, tuple[Example, Any]]]:
-    """(index in the list or None, batch) for ever; whole rounds, batches of one sample left out among larger ones."""
-    if isinstance(batches, Sequence):
-        return _list_rounds(batches, seed)
-    return ((None, batch) for batch in _endless(batches))
+@dataclass(frozen=True)
+class Batch:
+    """One batch of training: split, and as the user's iterable gave it.
+
+    `index`: its place in a list that gives the same tensors every time, else None.
+    """
+
+    inputs: Example
+    labels: Any
+    given: Any
+    index: int | None = None
+
+    @classmethod
+    def of(cls, given: Any) -> Batch:
+        return cls(*split_batch(given), given)
+
+    def to(self, device: torch.device) -> Batch:
+        inputs, labels, given = (to_device(part, device) for part in (self.inputs, self.labels, self.given))
+        return Batch(inputs, labels, given, self.index)
 
 
-def _endless(batches: Iterable[Any]) -> Iterator[tuple[Example, Any]]:
+def rounds(batches: Iterable[Any], seed: int, name: str = "training") -> Iterator[Batch]:
+    """Batches for ever, in whole rounds; those of one sample are left out among larger ones.
+
+    A list is gone round in a seeded order, another iterable is read again and again as it comes. Raises DataError for
+    none, for an iterator, and for an exception in the iterable's own code, with the index of the batch.
+    """
+    if isinstance(batches, Iterator):
+        raise DataError(
+            f"{name}: the batches can be read only once ({type(batches).__name__}); give a list, a DataLoader, or an "
+            "object whose __iter__ starts again"
+        )
+    return _list_rounds(batches, seed, name) if isinstance(batches, Sequence) else _endless(batches, name)
+
+
+def _endless(batches: Iterable[Any], name: str) -> Iterator[Batch]:
     while True:
-        any_batch = False
-        for batch in several(split_batch(b) for b in batches):
-            any_batch = True
-            yield batch
+        larger = any_batch = False
+        for given in numbered(name, batches):
+            batch = Batch.of(given)
+            size = batch_size(batch.inputs)
+            if size > 1 or not larger:
+                any_batch = True
+                yield batch
+            larger = larger or size > 1
         if not any_batch:
-            raise DataError("no training batch came out: distillation needs an iterable that can be read again")
+            raise DataError(f"{name}: no training batch came out: give an iterable of batches that can be read again")
 
 
-def _list_rounds(batches: Sequence[Any], seed: int) -> Iterator[tuple[int, tuple[Example, Any]]]:
+def _list_rounds(batches: Sequence[Any], seed: int, name: str) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(seed)
     if len(batches) == 0:
-        raise DataError("no training batch: distillation needs at least one")
-    sizes = [_size(b) for b in batches]
-    usable = [i for i, size in enumerate(sizes) if size > 1 or max(sizes) == 1]
+        raise DataError(f"{name}: no training batch: give at least one")
+    seen = [_seen(_at(batches, i, name).inputs) for i in range(len(batches))]
+    largest = max(size for size, _ in seen)
+    usable = [i for i, (size, _) in enumerate(seen) if size > 1 or largest == 1]
     while True:
         for i in torch.randperm(len(usable), generator=generator).tolist():
-            yield usable[i], split_batch(batches[usable[i]])
+            batch = _at(batches, usable[i], name)
+            same = seen[usable[i]][1]() is _first(batch.inputs)
+            yield replace(batch, index=usable[i] if same else None)
 
 
-def _size(batch: Any) -> int:
-    return batch_size(split_batch(batch)[0])
+def _seen(inputs: Example) -> tuple[int, weakref.ref[Tensor]]:
+    """(samples, first tensor without keeping it): a sequence may make its batches anew each time."""
+    return batch_size(inputs), weakref.ref(_first(inputs))
+
+
+def _first(inputs: Example) -> Tensor:
+    return next(tensor for _, tensor in inputs.tensors())
+
+
+def _at(batches: Sequence[Any], index: int, name: str) -> Batch:
+    with reading(name, index):
+        given = batches[index]
+    return Batch.of(given)

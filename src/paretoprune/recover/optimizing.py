@@ -1,4 +1,4 @@
-"""The optimizer and the schedule that distillation uses unless told otherwise."""
+"""The optimizer and the schedule that training uses unless told otherwise."""
 
 from __future__ import annotations
 
@@ -42,3 +42,9 @@ def warm_cosine(steps: int) -> MakeScheduler:
         return LambdaLR(optimizer, factor)
 
     return make
+
+
+def first_lr(optimizer: Optimizer) -> float:
+    """The learning rate that was asked for, before any schedule."""
+    group = optimizer.param_groups[0]
+    return float(group.get("initial_lr", group["lr"]))

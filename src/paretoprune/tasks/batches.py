@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 
-from paretoprune.core.data import Data, split_batch
+from paretoprune.core.data import Data, numbered, split_batch
 from paretoprune.core.errors import DataError
 from paretoprune.core.graph import Example
 
@@ -35,7 +36,7 @@ class Batches:
         self.dynamic = dynamic or {}
 
     def __iter__(self) -> Iterator[tuple[Example, Any]]:
-        for index, batch in enumerate(_numbered(self.name, self.source, self.cap)):
+        for index, batch in enumerate(islice(numbered(self.name, self.source), self.cap)):
             yield self.fit(index, batch)
 
     def fit(self, index: int, batch: Any) -> tuple[Example, Any]:
@@ -99,28 +100,6 @@ def _refuse_one_shot(name: str, source: Any) -> None:
         )
     if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
         raise DataError(f"{name} is a {type(source).__name__}; expected an iterable of batches, e.g. [(x, y), …]")
-
-
-def _numbered(name: str, source: Iterable[Any], cap: int | None) -> Iterator[Any]:
-    """The batches of `source`; whatever its code raises becomes a DataError with the batch's index and the cause."""
-    index = 0
-    try:
-        iterator = iter(source)
-        while cap is None or index < cap:
-            batch = next(iterator, _END)
-            if batch is _END:
-                return
-            yield batch
-            index += 1
-    except (GeneratorExit, DataError):
-        raise
-    except Exception as error:  # the user's own code may raise anything
-        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-        cause = lines[-1].strip().removeprefix(f"{type(error).__name__}: ")
-        raise DataError(f"{name}: reading batch {index} failed with {type(error).__name__}: {cause}") from error
-
-
-_END = object()
 
 
 def _split(batch: Any, example: Example) -> tuple[Example, Any]:
