@@ -80,7 +80,7 @@ class TestGrammar:
         about = METRICS[metric]
         unit = data.draw(st.sampled_from([*about.units, *about.relative]))
         top = 1.0 if about.top is None or unit in about.relative else about.top / about.units[unit]
-        low = 1.01 if (metric, unit) == ("accuracy", "%") else 1e-6
+        low = 1.01 if about.share and unit == "%" else 1e-6
         number = data.draw(st.floats(low, top * 0.999 if about.top else 1e12, exclude_min=True))
         limit = Limit(metric, ">=" if about.better == "high" else "<=", number, unit)
         assert Limit.parse(str(limit)) == limit
