@@ -102,7 +102,7 @@ def evaluate(
     found, predict = judged(model)
     base = None if against is None else judged(against)[0]
     if base is not None:
-        found = against_original(found, base.figures)
+        found = against_original(found, base.figures.get("loss"), base.losses)
     if train is not None:
         found = with_gap(found, train_scores(predict, train, meaning, seed))
     return _evaluation(found, keys, None if base is None else _evaluation(base, keys, None))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from paretoprune.core.graph import Example
@@ -14,6 +15,8 @@ from paretoprune.core.quality import validation_key
 from paretoprune.pipeline.study import Study
 from paretoprune.tasks import Answers, against_original, answers, train_scores, with_gap
 
+PAIRED = 20_000
+"""Up to so many losses of the original are journaled, to be compared sample by sample."""
 MATRIX_CLASSES = 100
 """Up to so many classes the whole confusion matrix is journaled; beyond it, the counts per class."""
 
@@ -30,20 +33,31 @@ class Judged:
 def judge(study: Study, predict: Callable[[Example], Any], load: Callable[[], nn.Module], name: str) -> Judged:
     """The test set is read here, once. `load` gives the module whose gradients attack the file."""
     train = train_scores(predict, study.checked.data.train, study.task, study.settings.seed)
-    original = None if name == "original" else _original(study)
 
-    def of(batches: Iterable[Any], prefix: str) -> Answers:
+    def of(which: str, batches: Iterable[Any]) -> Answers:
         found = answers(predict, batches, study.task, shifting=study.shifting, module=load)
-        return with_gap(against_original(found, original, prefix), train)
+        loss, losses = _original_losses(study, which, found if name == "original" else None)
+        return with_gap(against_original(found, loss, losses), train)
 
-    seen, test = of(study.checked.data.validation, "validation_"), of(study.checked.data.test, "")
+    seen = of("validation", study.checked.data.validation)
+    test = of("test", study.checked.data.test)
     figures = {validation_key(key): m for key, m in seen.figures.items()} | dict(test.figures)
     return Judged(figures, dict(test.absent), _classes(test))
 
 
-def _original(study: Study) -> dict[str, Measurement]:
-    record = study.folder.done("candidate", "original")
-    return {key: Measurement.from_json(m) for key, m in record["measurements"].items()} if record else {}
+def _original_losses(study: Study, which: str, taken: Answers | None) -> tuple[Measurement | None, Any]:
+    """(loss, losses per sample) of the original on a set; journaled when it is judged itself, which is `taken`.
+
+    A folder of an earlier version has none.
+    """
+    if taken is not None:
+        loss = taken.figures.get("loss")
+        values = [] if taken.losses is None else [float(f"{v:.7g}") for v in taken.losses[:PAIRED]]
+        entry = {"loss": None if loss is None else loss.to_json(), "values": values}
+        study.folder.record("original losses", which, entry, replace=True)  # a run that died here judges it again
+    stored = study.folder.done("original losses", which) or {"loss": None, "values": []}
+    loss = None if stored["loss"] is None else Measurement.from_json(stored["loss"])
+    return loss, np.array(stored["values"]) if stored["values"] else None
 
 
 def _classes(found: Answers) -> dict[str, Any] | None:

@@ -64,15 +64,17 @@ class Attack:
             return self.module(*given.args, **given.kwargs)
 
     def within(self, moved: Tensor, clean: Tensor) -> Tensor:
-        """Back into the ball around `clean`, then into the input's range; a clean value outside it may stay.
+        """Back into the ball around `clean`, then into the input's range; a clean value outside it may stay."""
+        near = torch.minimum(torch.maximum(moved, _edge(clean, -self.eps)), _edge(clean, self.eps))
+        return torch.minimum(torch.maximum(near, clean.clamp(max=self.low)), clean.clamp(min=self.high))
 
-        Adding eps and taking it away again rounds: the last line takes out what that left beyond the ball.
-        """
-        near = torch.minimum(torch.maximum(moved, clean - self.eps), clean + self.eps)
-        low, high = clean.clamp(max=self.low), clean.clamp(min=self.high)
-        near = torch.minimum(torch.maximum(near, low), high)
-        step = near - clean
-        return torch.where(step.abs() <= self.eps, near, clean + 0.999999 * step)
+
+def _edge(clean: Tensor, step: float) -> Tensor:
+    """`clean` + `step` in its own type, never farther: adding rounds, and could pass the edge by one number."""
+    exact = clean.double() + step
+    near = exact.to(clean.dtype)
+    beyond = (near.double() - clean.double()).abs() > abs(step)
+    return torch.where(beyond, torch.nextafter(near, clean), near)
 
 
 def fgsm(attack: Attack, inputs: Example, labels: Any) -> Example:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from paretoprune.core.data import take
@@ -19,7 +18,7 @@ from paretoprune.core.protocols import Task
 from paretoprune.tasks.calibration import Calibration
 from paretoprune.tasks.confusion import MACRO, Confusion, Counts
 from paretoprune.tasks.evaluate import Watch, evaluate
-from paretoprune.tasks.losses import FirstScores, Losses, generalisation_gap, recovery_ratio
+from paretoprune.tasks.losses import FirstScores, Losses, Values, generalisation_gap, recovery_ratio
 from paretoprune.tasks.robustness import Robustness, Shifting
 
 GAP_SAMPLES = 1000
@@ -32,14 +31,15 @@ class Answers:
     """What a network answered on a set.
 
     `figures` by key, "accuracy" first. `absent`: key -> why it could not be taken. `counts`: (classes, classes + 1), by
-    label and prediction, or None. `first`: scores of the first GAP_SAMPLES samples.
+    label and prediction, or None. `first`: scores of the first GAP_SAMPLES samples. `losses`: of each sample, or None.
     """
 
     figures: Mapping[str, Measurement]
     absent: Mapping[str, str] = field(default_factory=dict)
     counts: Counts | None = None
     per_class: Mapping[str, list[int]] | None = None
-    first: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    first: Values = field(default_factory=lambda: np.empty(0))
+    losses: Values | None = None
 
 
 def answers(
@@ -64,21 +64,21 @@ def answers(
         "calibration_error": calibration.why,
     }
     absent = {key: why for key, why in whys.items() if why}
-    return Answers(figures, absent, confusion.counts, confusion.per_class(), first.scores)
+    return Answers(figures, absent, confusion.counts, confusion.per_class(), first.scores, losses.per_sample)
 
 
-def against_original(found: Answers, original: Mapping[str, Measurement] | None, prefix: str = "") -> Answers:
-    """`found` with its recovery ratio. `original`: its figures, keys after `prefix`; None: this is the original."""
+def against_original(found: Answers, loss: Measurement | None, losses: Values | None) -> Answers:
+    """`found` with its recovery ratio. `loss` and `losses` are the original's on the same set, where it has any."""
     mine = found.figures.get("loss")
-    base = mine if original is None else original.get(f"{prefix}loss")
-    ratio = Measurement.exact(1.0, "x") if original is None and mine is not None else recovery_ratio(base, mine)
-    if ratio is not None:
-        return _with(found, "recovery_ratio", ratio)
-    why = found.absent.get("loss") or ("a loss is not above 0" if base is not None else "the original has no loss")
-    return _without(found, "recovery_ratio", why)
+    if mine is None or loss is None:
+        return _without(found, "recovery_ratio", found.absent.get("loss") or "the original has no loss")
+    if not (mine.value > 0 and loss.value > 0):
+        return _without(found, "recovery_ratio", "a loss is not above 0")
+    pairs = None if losses is None or found.losses is None else (losses, found.losses)
+    return _with(found, "recovery_ratio", recovery_ratio(loss, mine, pairs))
 
 
-def train_scores(predict: Predict, batches: Iterable[Any], task: Task, seed: int = 0) -> NDArray[np.float64] | str:
+def train_scores(predict: Predict, batches: Iterable[Any], task: Task, seed: int = 0) -> Values | str:
     """Scores of the first GAP_SAMPLES training samples, or why there are none. The caller's random state stays."""
     watch = FirstScores(GAP_SAMPLES)
     try:
@@ -90,7 +90,7 @@ def train_scores(predict: Predict, batches: Iterable[Any], task: Task, seed: int
     return watch.scores
 
 
-def with_gap(found: Answers, train: NDArray[np.float64] | str) -> Answers:
+def with_gap(found: Answers, train: Values | str) -> Answers:
     """`found` with its generalisation gap."""
     if isinstance(train, str):
         return _without(found, "generalisation_gap", train)

@@ -16,6 +16,7 @@ from paretoprune.core.protocols import Task
 from paretoprune.tasks import classification
 from paretoprune.tasks.evaluate import Z_95, wilson
 
+Values = NDArray[np.float64]
 NO_INTERVAL = "no interval: the task gives one loss per batch"
 
 
@@ -29,7 +30,7 @@ class Losses:
         self.why = ""
         self._task = task
         self._per_sample = task.loss is classification.loss
-        self._values: list[NDArray[np.float64]] = []
+        self._values: list[Values] = []
         self._weights: list[int] = []
 
     def __call__(self, inputs: Any, output: Any, labels: Any, scores: Any) -> None:
@@ -43,13 +44,18 @@ class Losses:
         self._values.append(values)
         self._weights.append(len(scores))
 
-    def _of(self, output: Any, labels: Any) -> NDArray[np.float64]:
+    def _of(self, output: Any, labels: Any) -> Values:
         if not self._per_sample:
             return np.array([float(self._task.loss(output, labels))])
         logits = main_output(output).detach().cpu().double()
         given = torch.as_tensor(labels).cpu().long()
-        result: NDArray[np.float64] = functional.cross_entropy(logits, given, reduction="none").numpy()
+        result: Values = functional.cross_entropy(logits, given, reduction="none").numpy()
         return result
+
+    @property
+    def per_sample(self) -> Values | None:
+        """(samples,), or None where the task gives one loss per batch."""
+        return np.concatenate(self._values) if self._per_sample and self._values and not self.why else None
 
     def figures(self) -> dict[str, Measurement]:
         if self.why or not self._values:
@@ -64,19 +70,22 @@ class Losses:
         return {"loss": Measurement(mean, max(0.0, mean - half), mean + half, samples, "loss")}
 
 
-def recovery_ratio(original: Measurement | None, pruned: Measurement | None) -> Measurement | None:
-    """The original's loss over the pruned network's: 1 is fully recovered. None where it cannot be formed.
+def recovery_ratio(original: Measurement, pruned: Measurement, pairs: tuple[Values, Values] | None) -> Measurement:
+    """The original's loss over the pruned network's: 1 is fully recovered. Both must be above 0.
 
-    The interval is that of two independent losses, which is wider than need be: both were taken on the same samples.
+    `pairs`: their losses on the same samples, each (samples,), which give the interval of a ratio of paired means
+    (Cochran, "Sampling techniques", 1977, eq. 2.46); without them it is that of two independent losses, which is wider.
     """
-    if original is None or pruned is None or not (original.value > 0 and pruned.value > 0):
-        return None
-    low = original.low / pruned.high
-    high = original.high / pruned.low if pruned.low > 0 else original.high / pruned.value
-    return Measurement(original.value / pruned.value, low, high, pruned.runs, "x")
+    ratio = original.value / pruned.value
+    if pairs is not None and len(pairs[0]) == len(pairs[1]) > 1:
+        residual = pairs[0] - ratio * pairs[1]
+        half = Z_95 * float(residual.std(ddof=1)) / math.sqrt(len(residual)) / pruned.value
+        return Measurement(ratio, max(0.0, ratio - half), ratio + half, pruned.runs, "x")
+    high = original.high / (pruned.low if pruned.low > 0 else pruned.value)
+    return Measurement(ratio, original.low / pruned.high, high, pruned.runs, "x")
 
 
-def generalisation_gap(train: NDArray[np.float64], held_out: NDArray[np.float64]) -> Measurement:
+def generalisation_gap(train: Values, held_out: Values) -> Measurement:
     """Mean score on training samples minus that on as many held-out ones (unit "share"), both (samples,), 0 to 1.
 
     Interval of a difference of two shares from their Wilson intervals (Newcombe 1998, method 10).
@@ -94,7 +103,7 @@ class FirstScores:
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
-        self._found: list[NDArray[np.float64]] = []
+        self._found: list[Values] = []
 
     def __call__(self, inputs: Any, output: Any, labels: Any, scores: Any) -> None:
         del inputs, output, labels
@@ -102,6 +111,6 @@ class FirstScores:
             self._found.append(scores.detach().cpu().double().numpy())
 
     @property
-    def scores(self) -> NDArray[np.float64]:
+    def scores(self) -> Values:
         """(samples,), at most as many as asked for."""
         return np.concatenate(self._found)[: self._samples] if self._found else np.empty(0)
