@@ -28,6 +28,8 @@ class AxisWhy:
     @property
     def damage(self) -> float | None:
         """The curve at the width that was kept, linear between measured widths; None where it was not measured."""
+        if self.kept in (known := dict(self.curve)):
+            return known[self.kept]
         for (a, x), (b, y) in zip(self.curve, self.curve[1:], strict=False):
             if a <= self.kept <= b:
                 return x + (y - x) * (self.kept - a) / (b - a)

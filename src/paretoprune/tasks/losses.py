@@ -14,6 +14,7 @@ from paretoprune.core.measurement import Measurement
 from paretoprune.core.outputs import main_output
 from paretoprune.core.protocols import Task
 from paretoprune.tasks import classification
+from paretoprune.tasks.confusion import not_classes
 from paretoprune.tasks.evaluate import Z_95, wilson
 
 Values = NDArray[np.float64]
@@ -36,6 +37,9 @@ class Losses:
     def __call__(self, inputs: Any, output: Any, labels: Any, scores: Any) -> None:
         del inputs
         if self.why or not len(scores):
+            return
+        if self._per_sample and (why := not_classes(output, labels)):
+            self.why = why
             return
         values = self._of(output, labels)
         if not np.isfinite(values).all():
