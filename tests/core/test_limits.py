@@ -128,7 +128,7 @@ class TestGrammar:
             ("accuracy drop <= 0.01x", "units: point, % of original"),
             ("f1 >= 90", "is f1 90 a percentage or a share? write '90 %' or '0.9'"),
             ("f1 >= 0.9 %", "write '0.9' for the share or '90 %'"),
-            ("f2 >= 90 %", "did you mean 'f1'"),
+            ("f1s >= 90 %", "did you mean 'f1'"),
             ("loss <= 0.3", "0.3 what? add a unit, one of nat, x, % of original"),
             ("calibration error <= 5", "5 what? add a unit, one of %, point"),
             ("generalisation gap <= 5 %", "5 % of what? write '5 point'"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from paretoprune.core.errors import DataError
 from paretoprune.core.measurement import Measurement
@@ -79,8 +80,9 @@ def _drawn(counts: Counts, total: int, seed: int) -> dict[str, NDArray[np.float6
     classes = len(counts)
 
     def summed(place: Counts, chosen: NDArray[np.bool_]) -> Counts:
-        result = np.zeros((classes, DRAWS), dtype=np.int64)
-        np.add.at(result, place[chosen], cells.T[chosen])
+        column = np.flatnonzero(chosen)
+        sums = csr_array((np.ones(len(column), np.int64), (place[chosen], column)), shape=(classes, len(label)))
+        result: Counts = sums @ cells.T
         return result
 
     hits, samples = summed(label, label == taken), summed(label, label >= 0)
