@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from paretoprune.core.measurement import Measurement as Measurement
     from paretoprune.core.plan import Plan as Plan
     from paretoprune.core.protocols import Task as Task
+    from paretoprune.core.why import Why as Why
+    from paretoprune.pipeline.evaluating import Evaluation as Evaluation
+    from paretoprune.pipeline.evaluating import evaluate as evaluate
     from paretoprune.pipeline.files import load as load
     from paretoprune.pipeline.files import load_checkpoint as load_checkpoint
     from paretoprune.pipeline.files import save as save
@@ -37,15 +40,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "Candidate": "core.candidate",
     "Data": "core.data",
+    "Evaluation": "pipeline.evaluating",
     "Front": "core.front",
     "Limits": "core.limits",
     "Measurement": "core.measurement",
     "Plan": "core.plan",
     "Pruned": "pipeline.pruned",
     "Task": "core.protocols",
+    "Why": "core.why",
     "apply": "pipeline.prune",
     "auto_prune": "pipeline.search",
     "distill": "pipeline.recovering",
+    "evaluate": "pipeline.evaluating",
     "export": "pipeline.runtime",
     "finetune": "pipeline.recovering",
     "hand_back": "pipeline.handing_back",
@@ -63,16 +69,19 @@ _HOMES = {
 __all__ = [
     "Candidate",
     "Data",
+    "Evaluation",
     "Front",
     "Limits",
     "Measurement",
     "Plan",
     "Pruned",
     "Task",
+    "Why",
     "apply",
     "auto_prune",
     "distill",
     "errors",
+    "evaluate",
     "export",
     "finetune",
     "hand_back",

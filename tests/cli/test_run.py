@@ -209,3 +209,22 @@ def test_inspect_says_what_is_missing(
     assert (found.exit_code, found.stdout) == (2, "")
     assert says in found.stderr
     assert found.stderr.count("\n") == 1
+
+
+def test_front_explains_a_member_and_shows_the_rest_of_its_figures(finished: Path, invoke: Invoke) -> None:
+    rows = json.loads(invoke("front", finished, "--json").stdout)["members"]
+    name = next(row["name"] for row in rows if row["name"].startswith("c"))
+    told = invoke("front", finished, "--why", name)
+    assert told.exit_code == 0
+    assert told.stdout.startswith(f"{name} (")
+    assert "What was cut" in told.stdout
+    assert "Recovery: " in told.stdout
+    data = json.loads(invoke("front", finished, "--why", name, "--json").stdout)
+    assert data["name"] == name
+    assert data["axes"][0]["curve"]
+    everything = invoke("front", finished, "--all").stdout
+    assert "recov." in everything
+    wrong = invoke("front", finished, "--why", "c99")
+    assert wrong.exit_code == 2
+    assert "no candidate 'c99'" in wrong.stderr
+    assert invoke("front", finished, "--why", name, "--csv").exit_code == 2

@@ -65,6 +65,22 @@ class TestGrammar:
             ("macs <= 20 M", 2e7, False),
             ("macs <= 0.5x", 0.5, True),
             ("parameters <= 1 M", 1e6, False),
+            ("f1 >= 90 %", 0.9, False),
+            ("F1 score >= 0.9", 0.9, False),
+            ("f1 drop <= 1 point", 0.01, False),
+            ("precision >= 0.99x", 0.99, True),
+            ("recall_drop <= 2 % of original", 0.02, True),
+            ("loss <= 1.2x", 1.2, True),
+            ("loss <= 0.3 nats", 0.3, False),
+            ("recovery ratio >= 90 %", 0.9, False),
+            ("recovery ratio >= 0.9x", 0.9, False),
+            ("calibration error <= 5 %", 0.05, False),
+            ("calibration error <= 0.5 points", 0.005, False),
+            ("ECE <= 1.5x", 1.5, True),
+            ("generalization gap <= 5 points", 0.05, False),
+            ("robust accuracy (fgsm) >= 60 %", 0.6, False),
+            ("robust accuracy(PGD) >= 0.6", 0.6, False),
+            ("robust accuracy drop ( noise ) <= 3 points", 0.03, False),
         ],
     )
     def test_what_is_written_is_what_is_meant(self, text: str, bound: float, relative: bool) -> None:
@@ -80,7 +96,7 @@ class TestGrammar:
         about = METRICS[metric]
         unit = data.draw(st.sampled_from([*about.units, *about.relative]))
         top = 1.0 if about.top is None or unit in about.relative else about.top / about.units[unit]
-        low = 1.01 if (metric, unit) == ("accuracy", "%") else 1e-6
+        low = 1.01 if about.share and unit == "%" else 1e-6
         number = data.draw(st.floats(low, top * 0.999 if about.top else 1e12, exclude_min=True))
         limit = Limit(metric, ">=" if about.better == "high" else "<=", number, unit)
         assert Limit.parse(str(limit)) == limit
@@ -110,6 +126,14 @@ class TestGrammar:
             ("accuracy drop <= 101 points", "cannot exceed 100 point"),
             ("accuracy >= 101 %", "cannot exceed 100 %"),
             ("accuracy drop <= 0.01x", "units: point, % of original"),
+            ("f1 >= 90", "is f1 90 a percentage or a share? write '90 %' or '0.9'"),
+            ("f1 >= 0.9 %", "write '0.9' for the share or '90 %'"),
+            ("f1s >= 90 %", "did you mean 'f1'"),
+            ("loss <= 0.3", "0.3 what? add a unit, one of nat, x, % of original"),
+            ("calibration error <= 5", "5 what? add a unit, one of %, point"),
+            ("generalisation gap <= 5 %", "5 % of what? write '5 point'"),
+            ("robust accuracy (fgms) >= 60 %", "did you mean 'robust accuracy (fgsm)'"),
+            ("robust accuracy >= 60 %", "unknown metric 'robust accuracy'"),
         ],
     )
     def test_what_cannot_be_read_says_what_to_write(self, text: str, says: str) -> None:
@@ -124,6 +148,8 @@ class TestGrammar:
             ("accuracy <= 90 %", "accuracy >= 90 %"),
             ("accuracy drop >= 1 point", "accuracy drop <= 1 point"),
             ("speedup < 2x", "speedup >= 2x"),
+            ("f1 drop >= 1 point", "f1 drop <= 1 point"),
+            ("calibration error >= 5 %", "calibration error <= 5 %"),
         ],
     )
     def test_a_limit_that_asks_for_worse_is_odd(self, text: str, turned: str) -> None:
@@ -189,6 +215,19 @@ class TestCheck:
         assert not Limits.parse(["accuracy drop <= 1 point"]).met(measured(accuracy=0.80), ORIGINAL)
         untried = {"accuracy": ORIGINAL["accuracy"]}
         assert Limits.parse(["accuracy drop <= 1 point"]).met(measured(accuracy=0.895, validation=0.7), untried)
+
+    def test_every_figure_of_the_answers_is_judged_on_the_validation_set(self) -> None:
+        original = {"macro_f1": Measurement.exact(0.9, "share"), "validation_macro_f1": Measurement.exact(0.8, "share")}
+        limits = Limits.parse(["f1 drop <= 1 point"])
+        assert limits.met(measured(macro_f1=0.5, validation_macro_f1=0.795), original)
+        assert not limits.met(measured(macro_f1=0.9, validation_macro_f1=0.78), original)
+        assert not limits.met(measured(macro_f1=0.5, validation_macro_f1=0.795), original, judge="accuracy")
+        assert not limits.met(measured(accuracy=1.0, validation=1.0), original)
+
+    def test_a_figure_of_the_answers_is_not_said_to_be_met_already(self) -> None:
+        original = {"calibration_error": Measurement.exact(0.01, "share"), "size_bytes": Measurement.exact(10, "B")}
+        said = Limits.parse(["calibration error <= 5 %", "size <= 1 MB"]).already_met_by(original)
+        assert said == ["size <= 1 MB is already met by the original (1e-05 MB)"]
 
     def test_relative_latency_takes_the_paired_measurement_first(self) -> None:
         assert self.broken("latency <= 0.5x", latency_ms=1.9) == []

@@ -24,21 +24,31 @@ def front(
     run: Run,
     as_json: Annotated[bool, typer.Option("--json", help="Every measured candidate as JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="The same as CSV.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also F1, loss, calibration … in a second table.")] = False,
+    why: Annotated[
+        str | None, typer.Option(help="Explain this candidate; with --json as JSON.", metavar="NAME")
+    ] = None,
 ) -> None:
     """Show every measured candidate and the front among them."""
-    if as_json and as_csv:
-        raise typer.BadParameter("give --json or --csv, not both")
+    if as_csv and (as_json or why is not None):
+        raise typer.BadParameter("give --json or --csv, not both" if as_json else "--why is not given as CSV")
     from paretoprune.pipeline.reporting import recommend
     from paretoprune.pipeline.results import read_front
 
     found = read_front(run)
-    if as_json:
+    if why is not None:
+        told = found.explain(why)
+        if as_json:
+            show.json_text(told.to_json())
+        else:
+            show.lines(str(told))
+    elif as_json:
         show.json_text({"members": found.to_rows()})
     elif as_csv:
         show.csv_text(found.to_csv())
     else:
         chosen, reason = recommend(found)
-        show.front_table(found, "" if chosen is None else chosen.name, reason)
+        show.front_table(found, "" if chosen is None else chosen.name, reason, everything)
 
 
 def report(

@@ -44,9 +44,18 @@ def line(text: str) -> None:
     typer.echo(clean(text, 4000))
 
 
-def front_table(front: Front, chosen: str, reason: str) -> None:
+def lines(text: str) -> None:
+    """Several lines of text on standard output."""
+    from paretoprune.report.text import clean_lines
+
+    typer.echo(clean_lines(text, 1_000_000))
+
+
+def front_table(front: Front, chosen: str, reason: str, everything: bool = False) -> None:
+    """The front; with `everything`, the figures of quality in a second table."""
     from paretoprune.report import terminal
 
-    rich_text(terminal.front_table(front, chosen), terminal.summary(front, chosen))
+    more = [terminal.quality_table(front, chosen)] if everything else []
+    rich_text(terminal.front_table(front, chosen), *more, terminal.summary(front, chosen))
     if reason:
         line(reason)

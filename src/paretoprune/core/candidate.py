@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from paretoprune.core.errors import UsageError
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
+from paretoprune.core.why import Why
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,7 @@ class Candidate:
     """One exported network.
 
     `measurements` is keyed "accuracy" (share of the test set), "validation" (share of the search's validation set),
+    the figures of `core.quality` by their keys, and for the validation set as "validation_<key>";
     "latency_ms", "energy_mj", "size_bytes", "memory_bytes", "macs", "speedup" (original fp32 latency over this one,
     paired in one run). `provenance` says how it came about: seed, recovery, seconds per stage.
     """
@@ -34,6 +36,9 @@ class Candidate:
     on_front: bool = False
     meets_limits: bool = True
     loader: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
+    explainer: Callable[[], Why] | None = field(default=None, repr=False, compare=False)
+    absent: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Figures that could not be taken, and why: {"macro_f1": "the labels are not classes: …"}."""
 
     def value(self, metric: str) -> float | None:
         """The value of a measurement, or None where it was not taken (None is not zero)."""
@@ -72,3 +77,9 @@ class Candidate:
         if self.loader is None:
             raise UsageError(f"{self.name}: this record has no weights beside it; load it through paretoprune.search")
         return self.loader()
+
+    def why(self) -> Why:
+        """What was cut, what that does alone, which classes lost most, what recovered it; print it, or `to_json()`."""
+        if self.explainer is None:
+            raise UsageError(f"{self.name}: this record has no run folder beside it; read the front from its run")
+        return self.explainer()

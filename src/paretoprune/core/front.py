@@ -6,6 +6,7 @@ within the measurement noise is no difference.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,14 +20,19 @@ from paretoprune.core.errors import UnreachableLimitError, UsageError
 from paretoprune.core.hypervolume import Points, hypervolume
 from paretoprune.core.limits import JUDGES, Limits
 from paretoprune.core.measurement import Measurement
+from paretoprune.core.quality import QUALITIES, judged_key, validation_key
+from paretoprune.core.why import Why
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OBJECTIVES = ("accuracy", "latency_ms")
-UPWARD = ("accuracy", "validation", "speedup")
+_LARGER = tuple(q.key for q in QUALITIES if q.larger)
+UPWARD = ("accuracy", "validation", "speedup", *_LARGER, *map(validation_key, _LARGER))
 """Metrics of which more is better; of all others less is."""
-_SHORT = {"latency": "latency_ms", "energy": "energy_mj", "size": "size_bytes", "memory": "memory_bytes"}
+_SHORT = {"latency": "latency_ms", "energy": "energy_mj", "size": "size_bytes", "memory": "memory_bytes"} | {
+    q.name: q.key for q in QUALITIES if q.name != q.key
+}
 
 
 def metric_key(name: str) -> str:
@@ -115,7 +121,7 @@ class Front:
         A measured figure goes before an estimated one. Raises UnreachableLimitError if no member meets the limits.
         """
         key = metric_key(metric)
-        key = self.judge if key == "accuracy" else key
+        key = self._judged(key)
         able = [c for c in self._eligible() if c.value(key) is not None]
         able = [c for c in able if _measured(c, key)] or able
         if not able:
@@ -130,7 +136,7 @@ class Front:
         nothing lies below it (one or two members, a concave front) the cheapest of the farthest is taken.
         """
         able = self._eligible()
-        keys = [self.judge if key == "accuracy" else key for key in self.objectives]
+        keys = [self._judged(key) for key in self.objectives]
         losses = np.array([[_loss(c, key) for key in keys] for c in able])
         span = losses.max(axis=0) - losses.min(axis=0)
         scaled = (losses - losses.min(axis=0)) / np.where(span > 0, span, 1.0)
@@ -147,6 +153,19 @@ class Front:
         losses = [[_loss(c, key) for key in self.objectives] for c in self.members]
         points = np.array(losses, dtype=np.float64).reshape(len(losses), len(self.objectives))
         return hypervolume(points, worst)
+
+    def candidate(self, name: str) -> Candidate:
+        """The measured candidate of that name. Raises UsageError that lists them."""
+        named = {c.name: c for c in self.candidates}
+        if name not in named:
+            near = difflib.get_close_matches(str(name), named, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"no candidate {name!r}: there are {', '.join(named)}{hint}")
+        return named[name]
+
+    def explain(self, name: str) -> Why:
+        """Why the candidate of that name is what it is: `str()` for people, `to_json()` for machines."""
+        return self.candidate(name).why()
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Every measured candidate as a JSON-ready dict."""
@@ -178,6 +197,10 @@ class Front:
         """Why no network that is really faster than the original (nor itself) meets the limits; None if one does."""
         faster = [c for c in self.candidates if _is_faster(c)]
         return self.limits.unreachable(faster, self.original.measurements, self.judge)
+
+    def _judged(self, key: str) -> str:
+        """Where picks look: the figure of the validation set, where every candidate has it."""
+        return judged_key(key, self.judge, *(c.measurements for c in self.candidates))
 
     def _known(self) -> list[str]:
         return [key for key in rows.METRICS if any(c.value(key) is not None for c in self.members)]

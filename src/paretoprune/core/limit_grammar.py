@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from paretoprune.core.errors import LimitError
 from paretoprune.core.limit_metrics import METRICS, PERCENT_OF_ORIGINAL, TIMES, LimitMetric
+from paretoprune.core.quality import plain_name
 
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -24,6 +25,7 @@ UNIT_SPELLINGS = {
     "percentage point": "point",
     "percentage points": "point",
     "percent": "%",
+    "nats": "nat",
     "×": TIMES,
     "µs": "us",
     "μs": "us",
@@ -39,7 +41,7 @@ _NUMBER = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit, as it was written: `number` in `unit` ("" for an accuracy given as a share, 0 to 1)."""
+    """One limit, as it was written: `number` in `unit` ("" for an accuracy, an F1 … given as a share, 0 to 1)."""
 
     metric: str
     op: str
@@ -104,7 +106,7 @@ def _plain(number: float) -> str:
 
 
 def _metric(given: str, text: str) -> str:
-    name = " ".join(given.replace("_", " ").lower().split())
+    name = plain_name(given)
     if name in METRICS:
         return name
     known = ", ".join(METRICS)
@@ -151,7 +153,7 @@ def _unit(given: str, number: float, name: str, text: str) -> str:
 
 
 def _check_share(number: float, name: str, text: str) -> str:
-    """A number without a unit is only ever an accuracy from 0 to 1, and 1 itself could be 1 %."""
+    """A number without a unit is only ever a share from 0 to 1, and 1 itself could be 1 %."""
     if number >= 1:
         shown = _plain(number)
         percent = "100" if number == 1 else shown
@@ -163,7 +165,7 @@ def _check_share(number: float, name: str, text: str) -> str:
 def _check_range(number: float, unit: str, name: str, text: str) -> None:
     metric = METRICS[name]
     shown = _plain(number)
-    if name == "accuracy" and unit == "%" and number <= 1:
+    if metric.share and unit == "%" and number <= 1:
         raise LimitError(
             f"limit {text!r}: is {name} {shown} % a percentage or a share? "
             f"write '{shown}' for the share or '{_plain(round(number * 100, 12))} %'"

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from paretoprune.core.quality import SHIFTS
+
 BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 COUNTS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
@@ -30,6 +32,15 @@ class LimitMetric:
     example: str
     top: float | None = None
     """Largest value that means anything, in the measurement's own unit."""
+    quality: bool = False
+    """Of the network's answers, judged on the search's validation set; what is not is a cost."""
+    drop: bool = False
+    """What was lost against the original, in place of the value."""
+
+    @property
+    def share(self) -> bool:
+        """Given as a share of all samples: 0.9 or 90 %."""
+        return "" in self.units
 
     @property
     def offered(self) -> str:
@@ -40,25 +51,39 @@ class LimitMetric:
 
 SHARES = (TIMES, PERCENT_OF_ORIGINAL)
 
-METRICS: Mapping[str, LimitMetric] = {
-    "accuracy": LimitMetric(
-        "accuracy",
-        "high",
-        {"": 1.0, "%": 0.01},
-        SHARES,
-        "most accurate candidate reaches",
-        "accuracy >= 90 %",
-        top=1.0,
-    ),
-    "accuracy drop": LimitMetric(
-        "accuracy",
+
+def _share(name: str, key: str, best: str) -> LimitMetric:
+    """A share of samples that should be large."""
+    return LimitMetric(
+        key, "high", {"": 1.0, "%": 0.01}, SHARES, f"{best} reaches", f"{name} >= 90 %", top=1.0, quality=True
+    )
+
+
+def _drop(name: str, key: str, best: str) -> LimitMetric:
+    """What such a share lost against the original."""
+    return LimitMetric(
+        key,
         "low",
         {"point": 0.01},
         (PERCENT_OF_ORIGINAL,),
-        "most accurate candidate loses",
-        "accuracy drop <= 1 point",
+        f"{best} loses",
+        f"{name} <= 1 point",
         top=1.0,
-    ),
+        quality=True,
+        drop=True,
+    )
+
+
+_SHARES = {
+    "precision": ("macro_precision", "candidate with the best precision"),
+    "recall": ("macro_recall", "candidate with the best recall"),
+    "f1": ("macro_f1", "candidate with the best F1"),
+}
+_ROBUST = {how: f"candidate that stands {how} best" for how in SHIFTS}
+
+METRICS: Mapping[str, LimitMetric] = {
+    "accuracy": _share("accuracy", "accuracy", "most accurate candidate"),
+    "accuracy drop": _drop("accuracy drop", "accuracy", "most accurate candidate"),
     "latency": LimitMetric(
         "latency_ms",
         "low",
@@ -84,4 +109,46 @@ METRICS: Mapping[str, LimitMetric] = {
     "parameters": LimitMetric(
         "parameters", "low", COUNTS, SHARES, "candidate with the fewest parameters has", "parameters <= 1 M"
     ),
+    **{name: _share(name, key, best) for name, (key, best) in _SHARES.items()},
+    **{f"{name} drop": _drop(f"{name} drop", key, best) for name, (key, best) in _SHARES.items()},
+    "loss": LimitMetric(
+        "loss", "low", {"nat": 1.0}, SHARES, "candidate with the least loss has", "loss <= 1.2x", quality=True
+    ),
+    "recovery ratio": LimitMetric(
+        "recovery_ratio",
+        "high",
+        {"x": 1.0, "%": 0.01},
+        (),
+        "candidate that recovered best reaches",
+        "recovery ratio >= 90 %",
+        quality=True,
+    ),
+    "calibration error": LimitMetric(
+        "calibration_error",
+        "low",
+        {"%": 0.01, "point": 0.01},
+        SHARES,
+        "best calibrated candidate has",
+        "calibration error <= 5 %",
+        top=1.0,
+        quality=True,
+    ),
+    "generalisation gap": LimitMetric(
+        "generalisation_gap",
+        "low",
+        {"point": 0.01},
+        (),
+        "candidate with the least gap has",
+        "generalisation gap <= 5 points",
+        top=1.0,
+        quality=True,
+    ),
+    **{
+        f"robust accuracy ({how})": _share(f"robust accuracy ({how})", f"robust_{how}", best)
+        for how, best in _ROBUST.items()
+    },
+    **{
+        f"robust accuracy drop ({how})": _drop(f"robust accuracy drop ({how})", f"robust_{how}", best)
+        for how, best in _ROBUST.items()
+    },
 }

@@ -13,6 +13,7 @@ from paretoprune.core.candidate import Candidate
 from paretoprune.core.errors import LimitError, UsageError
 from paretoprune.core.limit_grammar import Limit
 from paretoprune.core.measurement import Measurement
+from paretoprune.core.quality import judged_key
 
 Measured = Mapping[str, Measurement]
 JUDGES = ("validation", "accuracy")
@@ -46,8 +47,8 @@ class Violation:
 class Limits:
     """Limits that all must hold. A value is judged at its point estimate; the interval stands beside it in reports.
 
-    Every method takes `judge`: with "validation", accuracy is the search's validation share where both the candidate
-    and the original have one; with "accuracy", it is the test share.
+    Every method takes `judge`: with "validation", accuracy (and every other figure of `core.quality`) is that of the
+    search's validation set where both the candidate and the original have one; with "accuracy", that of the test set.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -90,11 +91,11 @@ class Limits:
         return not any(v.broken for v in self.check(measurements, original, judge))
 
     def already_met_by(self, original: Measured, judge: str = "validation") -> list[str]:
-        """A sentence for every limit on cost that the original meets as it is (limits on accuracy are left out)."""
+        """A sentence for every limit on cost that the original meets as it is (limits on the answers are left out)."""
         said = []
         for limit in self.limits:
             value, _ = _value(limit, original, original, judge)
-            if limit.about.key != "accuracy" and value is not None and limit.holds(value):
+            if not limit.about.quality and value is not None and limit.holds(value):
                 said.append(f"{limit} is already met by the original ({limit.show(value)})")
         return said
 
@@ -137,8 +138,8 @@ def _refuse_contradictions(limits: Sequence[Limit]) -> None:
 def _refuse_odd_direction(limit: Limit) -> None:
     if limit.upper == (limit.about.better == "low"):
         return
-    worse = {"accuracy": "a less accurate", "accuracy drop": "a less accurate", "latency": "a slower"}
-    kind = worse.get(limit.metric, "a slower" if limit.metric == "speedup" else "a costlier")
+    worse = {"accuracy": "a less accurate", "latency_ms": "a slower", "speedup": "a slower"}
+    kind = worse.get(limit.about.key, "a worse" if limit.about.quality else "a costlier")
     op = ">=" if limit.upper else "<="
     turned = Limit(limit.metric, op, limit.number, limit.unit)
     raise LimitError(f"limit {str(limit)!r} asks for {kind} network; did you mean {str(turned)!r}?")
@@ -146,20 +147,20 @@ def _refuse_odd_direction(limit: Limit) -> None:
 
 def _value(limit: Limit, measured: Measured, original: Measured, judge: str) -> tuple[float | None, bool]:
     """(value in the unit of `limit.bound`, whether an estimate went into it); None where nothing was measured."""
-    key = limit.about.key
-    if key == "accuracy":
-        key = _accuracy_key(measured, original, judge)
+    if judge not in JUDGES:
+        raise UsageError(f"judge={judge!r} is unknown; write one of {', '.join(JUDGES)}")
+    key, drop = judged_key(limit.about.key, judge, measured, original), limit.about.drop
     if limit.metric == "speedup" or (limit.metric == "latency" and limit.relative):
         return _speed(limit, measured, original)
     taken = measured.get(key)
     if taken is None:
         return None, False
-    if not limit.relative and limit.metric != "accuracy drop":
+    if not limit.relative and not drop:
         return taken.value, taken.status == "estimated"
     base = original.get(key)
     if base is None or (limit.relative and not base.value > 0):
         return None, False
-    value = base.value - taken.value if limit.metric == "accuracy drop" else taken.value
+    value = base.value - taken.value if drop else taken.value
     return (value / base.value if limit.relative else value), "estimated" in (taken.status, base.status)
 
 
@@ -175,12 +176,6 @@ def _speed(limit: Limit, measured: Measured, original: Measured) -> tuple[float 
     if limit.metric == "speedup":
         return speedup, on_estimate
     return (1 / speedup if speedup > 0 else math.inf), on_estimate
-
-
-def _accuracy_key(measured: Measured, original: Measured, judge: str) -> str:
-    if judge not in JUDGES:
-        raise UsageError(f"judge={judge!r} is unknown; write one of {', '.join(JUDGES)}")
-    return judge if judge in measured and judge in original else "accuracy"
 
 
 def _alone(limit: Limit, candidates: Sequence[Candidate], original: Measured, judge: str) -> str | None:

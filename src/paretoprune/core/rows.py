@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from paretoprune.core import quality
 from paretoprune.core.candidate import Candidate
 
 METRICS = (
@@ -22,13 +23,17 @@ METRICS = (
     "memory_bytes",
     "macs",
     "parameters",
+    *quality.KEYS,
 )
 COUNTS = ("size_bytes", "memory_bytes", "macs", "parameters")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def row(candidate: Candidate) -> dict[str, Any]:
-    """A JSON-ready row: absolute path, shares from 0 to 1, `intervals` as metric -> [low, high]."""
+    """A JSON-ready row: absolute path, shares from 0 to 1, `intervals` as metric -> [low, high].
+
+    `validation_figures`: those that limits are judged by, where there are any beside the accuracy.
+    """
     energy = candidate.measurements.get("energy_mj")
     return {
         "name": candidate.name,
@@ -43,6 +48,11 @@ def row(candidate: Candidate) -> dict[str, Any]:
             metric: [_number(metric, m.low), _number(metric, m.high)]
             for metric, m in candidate.measurements.items()
             if metric in METRICS
+        },
+        "validation_figures": {
+            key: _number(key, candidate.value(other))
+            for key in quality.KEYS
+            if (other := quality.validation_key(key)) in candidate.measurements
         },
     }
 
@@ -66,6 +76,7 @@ def _number(metric: str, value: float | None) -> float | int | None:
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:
     intervals = line.pop("intervals")
+    del line["validation_figures"]
     for metric in METRICS:
         line[f"{metric}_low"], line[f"{metric}_high"] = intervals.get(metric, (None, None))
     return line

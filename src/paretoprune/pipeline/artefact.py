@@ -13,11 +13,12 @@ from torch import nn
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
+from paretoprune.pipeline import why
+from paretoprune.pipeline.judged import judge
 from paretoprune.pipeline.study import Study
 from paretoprune.targets import Clock, Timing, measure_file
 from paretoprune.targets.energy import WATTS_PER_CORE
 from paretoprune.targets.feeds import feed_of
-from paretoprune.tasks import evaluate
 
 INT8_SAMPLES = 256
 SAMPLE_MS = 1.0
@@ -42,9 +43,9 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
     figures["parameters"] = Measurement.exact(study.traced.parameters(widths), "parameter")
     with study.timed("evaluate"):
-        predict = predictor(study, file)
-        figures["validation"] = evaluate(predict, study.checked.data.validation, study.task)
-        figures["accuracy"] = evaluate(predict, study.checked.data.test, study.task)
+        judged = judge(study, predictor(study, file), load, name)
+    figures |= judged.figures
+    why.record_cuts(study, network, plan)
     study.folder.record(
         "candidate",
         name,
@@ -55,6 +56,8 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
             "plan": plan.to_json(),
             "measurements": {k: m.to_json() for k, m in figures.items()},
             "original": name == "original",
+            "absent": judged.absent,
+            "classes": judged.classes,
         },
     )
 

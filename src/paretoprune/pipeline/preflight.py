@@ -8,11 +8,14 @@ import torch
 
 from paretoprune.core.data import Data
 from paretoprune.core.errors import UsageError
+from paretoprune.core.graph import Example
 from paretoprune.core.plugin import look_up
 from paretoprune.core.protocols import Target
+from paretoprune.core.quality import shifts
 from paretoprune.criteria import criterion_of
 from paretoprune.pipeline.settings import LEAST_SQUARES, Settings
 from paretoprune.search.table import SEARCHERS
+from paretoprune.tasks import check_shift
 
 
 def check_parts(settings: Settings, target: Target, device: str, data: Any) -> None:
@@ -28,6 +31,12 @@ def check_parts(settings: Settings, target: Target, device: str, data: Any) -> N
                 f"precision {precision!r} is not offered by {target.name}; it has {', '.join(target.precisions)}"
             )
     _check_device(device)
+
+
+def check_metrics(settings: Settings, example: Example) -> None:
+    """Raises DataError for a disturbance that was asked for and cannot be done to such inputs."""
+    for how in shifts(settings.asked):
+        check_shift(example, how)
 
 
 def _check_device(device: str) -> None:

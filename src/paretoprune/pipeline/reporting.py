@@ -36,7 +36,7 @@ def recommend(front: Front) -> tuple[Candidate | None, str]:
     except UnreachableLimitError as error:
         return None, f"no member is chosen: {error}"
     if front.limits:
-        judged = front.judge == "validation" and any(limit.about.key == "accuracy" for limit in front.limits)
+        judged = front.judge == "validation" and any(limit.about.quality for limit in front.limits)
         where = " (judged on the validation set)" if judged else ""
         return chosen, f"{chosen.name} is chosen: the fastest that meets {front.limits}{where}."
     axes = " and ".join("validation accuracy" if k == "accuracy" else k.split("_")[0] for k in front.objectives)

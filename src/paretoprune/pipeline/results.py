@@ -15,6 +15,7 @@ from paretoprune.core.front import OBJECTIVES, Front, metric_key
 from paretoprune.core.limits import Limits
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
+from paretoprune.pipeline.why import explain
 from paretoprune.store.run import RunFolder, RunView
 
 COUNTED = ("size_bytes", "memory_bytes", "macs", "parameters")
@@ -61,6 +62,8 @@ def _candidate(view: RunView, name: str, record: Mapping[str, Any]) -> Candidate
         provenance=view.done("network", network) or {},
         original=record["original"],
         loader=None if network == "original" else _loader(view, network),
+        explainer=partial(explain, view, name),
+        absent=record.get("absent") or {},
     )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from paretoprune import graph as graphs
 from paretoprune.core.candidate import Candidate
 from paretoprune.core.data import Data
-from paretoprune.core.errors import PruneError, StoreError, UnreachableLimitError, UsageError
+from paretoprune.core.errors import LimitError, PruneError, StoreError, UnreachableLimitError, UsageError
 from paretoprune.core.front import Front
 from paretoprune.core.limits import Limits
 from paretoprune.core.measurement import Measurement
@@ -24,7 +24,7 @@ from paretoprune.core.protocols import Target, Task
 from paretoprune.pipeline import candidates, choose, confirm, explore, results, space
 from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
 from paretoprune.pipeline.opening import opened as as_module
-from paretoprune.pipeline.preflight import check_parts
+from paretoprune.pipeline.preflight import check_metrics, check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
 from paretoprune.pipeline.study import Study, identity
 from paretoprune.pipeline.threads import free_threads
@@ -65,6 +65,7 @@ def run(study: Study) -> Front:
     """All stages; what the folder holds already is not done again."""
     started = time.perf_counter()
     candidates.originals(study)
+    _refuse_unjudgeable(study)
     results.front_of(study.folder)  # an objective that is only estimated here is refused now, not at the end
     with free_threads():
         options = space.build(study)
@@ -152,6 +153,7 @@ def _open(
     with progress.stage("capture", None):
         traced = graphs.trace(model, example, dims)
     choose.chosen_axes(traced, settings.axes, settings.ignore)
+    check_metrics(settings, traced.example)
     module = traced.program.module
     with progress.stage("reading the data", None), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -175,9 +177,18 @@ def _open(
     return Study(opened, model, traced, checked, meaning, runtime, settings, device, progress)
 
 
+def _refuse_unjudgeable(study: Study) -> None:
+    """A limit on a figure that this task or these labels cannot give is refused once the original was judged."""
+    record = study.folder.done("candidate", "original") or {}
+    for limit in study.limits:
+        if limit.about.quality and limit.about.key not in record["measurements"]:
+            why = record.get("absent", {}).get(limit.about.key, "it was not taken")
+            raise LimitError(f"limit {str(limit)!r} cannot be judged: {why}; drop the limit")
+
+
 def _refuse_unreachable(study: Study, options: space.Space) -> None:
     """The cheapest plan, exported without recovery, bounds what any member can cost: refuse limits beyond it."""
-    costly = Limits(tuple(limit for limit in study.limits if limit.about.key != "accuracy"))
+    costly = Limits(tuple(limit for limit in study.limits if not limit.about.quality))
     if not costly:
         return
     bounds = study.once("reach", "cheapest", lambda: _measure_cheapest(study, options))

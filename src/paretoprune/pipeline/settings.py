@@ -11,9 +11,11 @@ from typing import Any, Literal
 from paretoprune.core.errors import UsageError
 from paretoprune.core.front import metric_key
 from paretoprune.core.limits import Limits
+from paretoprune.core.quality import KEYS, quality_of
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 LEAST_SQUARES = "least-squares"
+_LISTS = ("ignore", "precisions", "objectives", "metrics")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Settings:
     `keep_ratio`: least positions, and least share of them, that every axis keeps. `align`: kept widths are multiples
     of it; "auto" reads the target's own step. `evaluations`: proposals that a searcher may try on the proxy, None for
     its default. `watts_per_core`: what the energy estimate takes a busy core to draw, None for the documented default.
+    `metrics`: figures to take beside those that cost nothing, e.g. "robust accuracy (fgsm)"; what a limit or an
+    objective names is taken anyway. `robust_samples`: samples of a set that are disturbed for them; `attack_eps`:
+    largest change by an attack, as a share of the input's range.
     """
 
     limits: tuple[str, ...] = ()
@@ -48,9 +53,12 @@ class Settings:
     threads: int = 1
     watts_per_core: float | None = None
     seed: int = 0
+    metrics: tuple[str, ...] = ()
+    robust_samples: int = 256
+    attack_eps: float = 8 / 255
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "floor", "threads", "calibration_samples"):
+        for name in ("candidates", "floor", "threads", "calibration_samples", "robust_samples"):
             _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)
         for name in ("evaluations", "max_batches"):
@@ -62,7 +70,7 @@ class Settings:
             _at_least("align", self.align, 1)
         if self.axes not in ("inner", "all"):
             raise UsageError(f"axes={self.axes!r}: give 'inner' or 'all'")
-        for name in ("budget_s", "learning_rate", "watts_per_core"):
+        for name in ("budget_s", "learning_rate", "watts_per_core", "attack_eps"):
             value = getattr(self, name)
             if value is None and name == "watts_per_core":
                 continue
@@ -78,7 +86,17 @@ class Settings:
             metric_key(name)
         if not self.objectives or len({metric_key(name) for name in self.objectives}) != len(self.objectives):
             raise UsageError(f"objectives={list(self.objectives)}: give different metrics, at least one")
+        for name in self.metrics:
+            quality_of(name)
         Limits.parse(self.limits)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Keys of the figures of quality that were asked for, by `metrics`, a limit or an objective."""
+        named = [limit.about.key for limit in self.parsed_limits] + [metric_key(name) for name in self.objectives]
+        return tuple(
+            dict.fromkeys([*(quality_of(name).key for name in self.metrics), *(k for k in named if k in KEYS)])
+        )
 
     @property
     def parsed_limits(self) -> Limits:
@@ -91,7 +109,7 @@ def settings_of(limits: Sequence[str] = (), budget: str = "20 min", **options: A
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    lists = {k: _texts(k, v) for k, v in options.items() if k in ("ignore", "precisions", "objectives")}
+    lists = {k: _texts(k, v) for k, v in options.items() if k in _LISTS}
     return Settings(limits=_texts("limits", limits), budget_s=seconds(budget), **{**options, **lists})
 
 

@@ -44,6 +44,7 @@ def build(study: Study) -> Space:
     step = int(study.once("staircase", "fp32", lambda: _step(study, table))["step"])
     order = study.once("order", study.settings.criterion, lambda: _orders(study, axes))
     widths = {a.id: _widths(a, step, _floor(a, study.settings)) for a in axes}
+    study.folder.once("widths", "axes", lambda: widths)  # the error curves below are read beside them
     costs = study.once("cost table", "layers", lambda: _costs(study, table, widths))
     errors = study.once("error curves", "kl", lambda: _errors(study, axes, widths, order))
     choices = tuple(

@@ -19,12 +19,16 @@ from paretoprune.core.graph import Example
 from paretoprune.core.limits import Limits
 from paretoprune.core.progress import Progress
 from paretoprune.core.protocols import Target, Task
+from paretoprune.core.quality import shifts
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline.outputs import Outputs
 from paretoprune.pipeline.settings import Settings
 from paretoprune.store.run import RunFolder
 from paretoprune.targets import fingerprint_id
-from paretoprune.tasks import CheckedData
+from paretoprune.tasks import CheckedData, Shifting, input_range
+
+_LATER = ("metrics", "robust_samples", "attack_eps")
+"""Settings that came after the first run folders: at their defaults they are no part of what a folder is bound to."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,19 @@ class Study:
     def unseen(self) -> Outputs:
         """The original's outputs on validation inputs, which no recovery was fitted to."""
         return Outputs.of(self.traced.program, self.checked.data.validation)
+
+    @cached_property
+    def shifting(self) -> Shifting | None:
+        """How inputs are disturbed for the figures that were asked for; None if none was."""
+        how = shifts(self.settings.asked)
+        if not how:
+            return None
+
+        def read() -> list[float]:
+            return list(input_range(self.checked.data.validation))
+
+        low, high = self.folder.once("input range", "validation", read)
+        return Shifting(how, low, high, self.settings.attack_eps, self.settings.robust_samples, self.settings.seed)
 
     @cached_property
     def one(self) -> Example:
@@ -120,8 +137,13 @@ def identity(
         "data": checked.fingerprint,
         "task": task.name,
         "target": {"name": target.name, "machine": fingerprint_id(target.fingerprint())},
-        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()},
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in _deciding(settings).items()},
     }
+
+
+def _deciding(settings: Settings) -> dict[str, Any]:
+    defaults = Settings()
+    return {k: v for k, v in asdict(settings).items() if k not in _LATER or v != getattr(defaults, k)}
 
 
 def weights_digest(module: nn.Module) -> str:

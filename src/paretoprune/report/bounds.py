@@ -47,12 +47,12 @@ def limit_line(limit: Limit, original: Mapping[str, Measurement]) -> LimitLine:
     """Where the limit stands in absolute terms. A speedup is drawn as the latency that it asks for."""
     metric = "latency_ms" if limit.metric == "speedup" else limit.about.key
     base = original.get(metric)
-    if limit.metric not in ("speedup", "accuracy drop") and not limit.relative:
+    if limit.metric != "speedup" and not limit.about.drop and not limit.relative:
         return LimitLine(str(limit), metric, limit.bound)
     if base is None:
         return LimitLine(str(limit), metric)
     if limit.metric == "speedup":
         return LimitLine(str(limit), metric, base.value / limit.bound if limit.bound > 0 else None)
-    if limit.metric == "accuracy drop":
+    if limit.about.drop:
         return LimitLine(str(limit), metric, base.value - limit.bound * (base.value if limit.relative else 1.0))
     return LimitLine(str(limit), metric, base.value * limit.bound)

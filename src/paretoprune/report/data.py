@@ -8,6 +8,7 @@ from pathlib import Path
 
 from paretoprune.core.candidate import Candidate
 from paretoprune.core.front import Front
+from paretoprune.core.why import Why
 from paretoprune.report.bounds import LimitFacts, limit_facts
 
 
@@ -33,6 +34,7 @@ class ReportData:
 
     `axes` gives the original size of each axis id, in the network's order; it shows what a member cut.
     `objectives` are the metrics that decided the front. `chosen` is the name of the recommended row, or empty.
+    `whys` explains rows by name, where a run folder could tell.
     """
 
     title: str
@@ -42,6 +44,7 @@ class ReportData:
     limits: LimitFacts = field(default_factory=LimitFacts)
     chosen: str = ""
     facts: RunFacts = field(default_factory=RunFacts)
+    whys: Mapping[str, Why] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -49,7 +52,8 @@ class ReportData:
     ) -> ReportData:
         """The front with its limits put beside each row. Without `facts`, the machine is the front's target."""
         facts = RunFacts(machine=front.target) if facts is None else facts
-        return cls(title, front.candidates, axes, front.objectives, limit_facts(front), chosen, facts)
+        whys = {c.name: c.why() for c in front.candidates if c.explainer is not None}
+        return cls(title, front.candidates, axes, front.objectives, limit_facts(front), chosen, facts, whys)
 
     @property
     def original(self) -> Candidate | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from paretoprune.core.candidate import Candidate
 from paretoprune.core.measurement import Measurement
+from paretoprune.core.quality import QUALITIES, Quality, validation_key
 from paretoprune.report.text import BYTES, COUNTS, clean, has_interval, number, scaled
 
 
@@ -29,6 +30,15 @@ class Metric:
         return 1 / divisor, unit
 
 
+def _of(quality: Quality) -> Metric:
+    unit, factor = {"share": ("%", 100.0), "x": ("×", 1.0)}.get(quality.unit, ("", 1.0))
+    unit = "points" if quality.key == "generalisation_gap" else unit
+    title = "F1" if quality.name == "f1" else quality.name
+    return Metric(quality.key, title, unit, factor, larger_is_better=quality.larger)
+
+
+QUALITY = tuple(map(_of, QUALITIES))
+"""Figures of the answers: in a table of their own."""
 METRICS = (
     Metric("accuracy", "accuracy", "%", 100, larger_is_better=True),
     Metric("validation", "validation accuracy", "%", 100, larger_is_better=True),
@@ -43,7 +53,8 @@ METRICS = (
     Metric("wall_ms", "wall time", "ms"),
     Metric("baseline_latency_ms", "original in the same run", "ms"),
 )
-_BY_KEY = {metric.key: metric for metric in METRICS}
+_BY_KEY = {metric.key: metric for metric in (*METRICS, *QUALITY)}
+_ELSEWHERE = {*_BY_KEY, *(validation_key(metric.key) for metric in QUALITY)}
 
 
 def metric_of(key: str, unit: str = "") -> Metric:
@@ -52,11 +63,19 @@ def metric_of(key: str, unit: str = "") -> Metric:
 
 
 def metrics_in(rows: tuple[Candidate, ...]) -> tuple[Metric, ...]:
-    """Every metric that some row has: the known ones in their usual order, then a user's own by name."""
+    """Every metric that some row has: the known ones in their usual order, then a user's own by name.
+
+    Without the figures of quality, which `quality_in` gives.
+    """
     units = {key: m.unit for row in rows for key, m in row.measurements.items()}
     known = [metric for metric in METRICS if metric.key in units]
-    own = [metric_of(key, units[key]) for key in sorted(units) if key not in _BY_KEY]
+    own = [metric_of(key, units[key]) for key in sorted(units) if key not in _ELSEWHERE]
     return (*known, *own)
+
+
+def quality_in(rows: tuple[Candidate, ...]) -> tuple[Metric, ...]:
+    """Every figure of quality that some row has, in the usual order."""
+    return tuple(metric for metric in QUALITY if any(metric.key in row.measurements for row in rows))
 
 
 @dataclass(frozen=True)
@@ -89,4 +108,4 @@ def with_unit(value: str, unit: str) -> str:
 
 def _digits(metric: Metric, value: float) -> str:
     """Shares of a test set are written to a tenth of a percent: more would be noise."""
-    return f"{value:.1f}" if metric.unit == "%" and math.isfinite(value) else number(value)
+    return f"{value:.1f}" if metric.unit in ("%", "points") and math.isfinite(value) else number(value)

@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from paretoprune.core.candidate import Candidate
+from paretoprune.core.front import Front
 from paretoprune.core.measurement import Measurement
-from paretoprune.report.metrics import METRICS, Metric, figure, metric_of, with_unit
+from paretoprune.core.quality import SHIFTS
+from paretoprune.report.metrics import METRICS, Metric, figure, metric_of, quality_in, with_unit
 from paretoprune.report.text import MISSING, clean, half_width, has_interval, number
 
 _COLUMNS = (
@@ -22,7 +24,23 @@ _COLUMNS = (
     ("size_bytes", "size"),
     ("energy_mj", "energy\nmJ"),
 )
+_SHORT = {
+    "macro_precision": "prec. %",
+    "macro_recall": "recall %",
+    "macro_f1": "F1 %",
+    "loss": "loss",
+    "recovery_ratio": "recov. ×",
+    "calibration_error": "ECE %",
+    "generalisation_gap": "gap pt",
+} | {f"robust_{how}": f"{how} %" for how in SHIFTS}
 LEGEND = "● on the front  ► chosen  ! misses a limit  ~ estimated  ±, ( ) 95 % interval"
+
+
+QUALITY_NOTE = (
+    "test set; precision, recall and F1 are means over the classes; recov.: the original's loss over this one's; "
+    "ECE: expected calibration error; gap: accuracy on training samples less that on the test set; "
+    "fgsm, pgd, noise, blur, contrast: accuracy on inputs so disturbed"
+)
 
 
 class HasCandidates(Protocol):
@@ -51,7 +69,8 @@ def front_table(front: HasCandidates | Iterable[Candidate], chosen: str = "") ->
     table.add_column("", no_wrap=True)
     table.add_column("name", overflow="fold", min_width=12, max_width=40)
     table.add_column("kind", no_wrap=True)
-    shown = [(metric_of(key), title) for key, title in _COLUMNS if any(key in row.measurements for row in rows)]
+    titles = [*_COLUMNS, *((key, _SHORT[key]) for key in _named(front))]
+    shown = [(metric_of(key), title) for key, title in titles if any(key in row.measurements for row in rows)]
     labelled = {metric.key for metric, _ in shown if _all_estimated(metric.key, rows)}
     for metric, title in shown:
         table.add_column(f"{title} est." if metric.key in labelled else title, justify="right", no_wrap=True)
@@ -61,6 +80,30 @@ def front_table(front: HasCandidates | Iterable[Candidate], chosen: str = "") ->
         table.add_row(
             _marks(row, chosen), Text(clean(row.name, 120)), Text(clean(row.precision, 12)), *cells, style=style
         )
+    return table
+
+
+def _named(front: HasCandidates | Iterable[Candidate]) -> list[str]:
+    """Figures of quality that a limit or an objective of this front names."""
+    named = [limit.about.key for limit in front.limits] + list(front.objectives) if isinstance(front, Front) else []
+    return [key for key in dict.fromkeys(named) if key in _SHORT]
+
+
+def quality_table(front: HasCandidates | Iterable[Candidate], chosen: str = "") -> Table:
+    """One line per candidate: every figure of its answers that somebody has; and why one could not be taken."""
+    rows = rows_of(front)
+    shown = quality_in(rows)
+    absent = {f"{_SHORT.get(k, k)}: {clean(why, 200)}" for row in rows for k, why in row.absent.items()}
+    notes = "\n".join(escape(text) for text in [QUALITY_NOTE, *sorted(absent)])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0, caption=notes, caption_justify="left")
+    table.add_column("name", overflow="fold", min_width=8, max_width=40)
+    for metric in shown:
+        table.add_column(_SHORT[metric.key], justify="right", no_wrap=True)
+    for row in rows:
+        taken = [row.measurements.get(metric.key) for metric in shown]
+        cells = [Text(MISSING if m is None else figure(x, m).value) for x, m in zip(shown, taken, strict=True)]
+        style = "bold" if row.name == chosen else ("" if row.on_front else "dim")
+        table.add_row(Text(clean(row.name, 120)), *cells, style=style)
     return table
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from paretoprune.core.candidate import Candidate
 from paretoprune.report.data import ReportData, display_kind
-from paretoprune.report.metrics import Figure, Metric, figure, metric_of, metrics_in
+from paretoprune.report.metrics import Figure, Metric, figure, metric_of, metrics_in, quality_in
 from paretoprune.report.text import clean, duration, number
 
 
@@ -72,6 +72,36 @@ def rows(data: ReportData) -> tuple[Row, ...]:
         )
         for i, c in enumerate(data.rows)
     )
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    number: int
+    cells: tuple[Cell, ...]
+
+
+def quality(data: ReportData) -> tuple[tuple[Column, ...], tuple[QualityRow, ...]]:
+    """Columns and rows of the table of figures of quality; no columns where nobody has any."""
+    metrics = quality_in(data.rows)
+    shown = tuple(Column(metric, "none") for metric in metrics)
+    return shown, tuple(QualityRow(i, tuple(_cell(c, m) for m in metrics)) for i, c in enumerate(data.rows))
+
+
+def disturbances(data: ReportData) -> tuple[str, ...]:
+    """How inputs were disturbed: one sentence for each robust accuracy, from the measurement's own note."""
+    found = [
+        f"{metric.title}: {m.note}"
+        for metric in quality_in(data.rows)
+        for row in data.rows
+        if metric.key.startswith("robust_") and (m := row.measurements.get(metric.key)) and m.note
+    ]
+    return tuple(clean(text, 400) for text in dict.fromkeys(found))
+
+
+def absent(data: ReportData) -> tuple[str, ...]:
+    """A sentence for each figure that could not be taken, with the reason; each once."""
+    found = [f"{metric_of(key).title}: {why}" for row in data.rows for key, why in row.absent.items()]
+    return tuple(clean(text, 400) for text in dict.fromkeys(found))
 
 
 def color(precision: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -20,14 +20,22 @@ from paretoprune.core.protocols import Task
 
 Z_95 = 1.959963984540054
 
+Watch = Callable[[Example, Any, Any, Tensor], None]
+"""Sees (inputs, output, labels, scores of shape (samples,)) of every batch of a pass."""
+
 
 def evaluate(
-    predict: Callable[[Example], Any], batches: Iterable[Any], task: Task, cap: int | None = None
+    predict: Callable[[Example], Any],
+    batches: Iterable[Any],
+    task: Task,
+    cap: int | None = None,
+    watch: Sequence[Watch] = (),
 ) -> Measurement:
     """Mean per-sample score in 0 to 1 (unit "share") with a Wilson 95 % interval; `runs` is the number of samples.
 
     `predict` returns what the network returns, as tensors or numpy arrays (a tuple of one array counts as the array).
-    At most `cap` batches are read. Raises DataError for no batches or no labels, UsageError for scores beyond 0 to 1.
+    At most `cap` batches are read; each is also shown to everyone in `watch`. Raises DataError for no batches or no
+    labels, UsageError for scores beyond 0 to 1.
     """
     total, samples = 0.0, 0
     with torch.no_grad():
@@ -35,9 +43,12 @@ def evaluate(
             inputs, labels = split_batch(batch)
             if labels is None:
                 raise DataError(f"batch {index} has no labels: {task.metric} cannot be measured; give (x, y) or a dict")
-            scores = _scores(task, as_torch(predict(inputs)), as_torch(labels), index)
+            output, given = as_torch(predict(inputs)), as_torch(labels)
+            scores = _scores(task, output, given, index)
             total += float(scores.sum())
             samples += len(scores)
+            for look in watch:
+                look(inputs, output, given, scores)
     if samples == 0:
         raise DataError(f"no samples to measure {task.metric} on: the set is empty")
     mean = total / samples
