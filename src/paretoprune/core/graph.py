@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -164,14 +164,34 @@ class Graph(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
-    def macs(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> int:
-        """Multiply-accumulates of one sample (batch 1) when axis `id` keeps `widths[id]` positions and `blocks` go."""
+    def macs(
+        self,
+        widths: Mapping[str, int] | None = None,
+        blocks: Sequence[str] = (),
+        ranks: Mapping[str, int] | None = None,
+        spatial: Collection[str] = (),
+    ) -> int:
+        """Multiply-accumulates of one sample (batch 1) when axis `id` keeps `widths[id]` positions, `blocks` go and the
+        layer of weight `name` becomes two thin ones of rank `ranks[name]` (see core.plan.Plan).
+        """
         ...
 
-    def layers(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> tuple[LayerSpec, ...]:
-        """The convolutions and linear layers at these widths without `blocks`, in the order of the graph."""
+    def layers(
+        self,
+        widths: Mapping[str, int] | None = None,
+        blocks: Sequence[str] = (),
+        ranks: Mapping[str, int] | None = None,
+        spatial: Collection[str] = (),
+    ) -> tuple[LayerSpec, ...]:
+        """The convolutions and linear layers that are left of such a plan, in the order of the graph."""
         ...
 
-    def parameters(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> int:
-        """Parameter count when axis `id` keeps `widths[id]` positions and `blocks` go."""
+    def parameters(
+        self,
+        widths: Mapping[str, int] | None = None,
+        blocks: Sequence[str] = (),
+        ranks: Mapping[str, int] | None = None,
+        spatial: Collection[str] = (),
+    ) -> int:
+        """Parameter count of what is left of such a plan."""
         ...

@@ -1,4 +1,7 @@
-"""A plan: which positions of which axes stay, and which blocks go. Pure data, replayable on a fresh checkpoint."""
+"""A plan: which positions of which axes stay, which blocks go, which weights become two thin ones.
+
+Pure data, replayable on a fresh checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from paretoprune.core.errors import FileError, PlanError
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,16 @@ class Plan:
 
     `blocks`: names (or patterns) of the residual blocks that go. What is kept of an axis that stands in them alone has
     no effect.
+    `ranks`: by weight name, how many channels stand between the two thin layers that take a layer's place. What is cut
+    is cut first. `spatial`: those of them whose kernel is divided, k × 1 and then 1 × k; else k × k and then 1 × 1.
     `graph` is the fingerprint of the graph that the plan was made for; empty for a plan written by hand.
     """
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     graph: str = ""
     blocks: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    spatial: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -31,11 +38,13 @@ class Plan:
             "graph": self.graph,
             "kept": {axis: list(kept) for axis, kept in sorted(self.kept.items())},
             "blocks": list(self.blocks),
+            "ranks": dict(sorted(self.ranks.items())),
+            "spatial": sorted(self.spatial),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Read what `to_json` wrote, or an earlier version (schema 1 knew no blocks).
+        """Read what `to_json` wrote, or an earlier version (schema 1 knew no blocks, 2 no ranks).
 
         Raises FileError for a newer schema, PlanError for anything malformed.
         """
@@ -55,8 +64,15 @@ class Plan:
         blocks = data.get("blocks", [])
         if not isinstance(blocks, list) or not all(isinstance(b, str) for b in blocks):
             raise PlanError(f"plan: 'blocks' is {str(blocks)[:80]}; it must be a list of names of residual blocks")
+        ranks = data.get("ranks", {})
+        if not isinstance(ranks, Mapping) or not all(isinstance(w, str) and type(r) is int for w, r in ranks.items()):
+            raise PlanError(f"plan: 'ranks' is {str(ranks)[:80]}; it must be an object of weight name to rank")
+        spatial = data.get("spatial", [])
+        if not isinstance(spatial, list) or not all(isinstance(w, str) and w in ranks for w in spatial):
+            raise PlanError(f"plan: 'spatial' is {str(spatial)[:80]}; it must be a list of weights that 'ranks' names")
         axes = {str(a): tuple(sorted(set(p))) for a, p in kept.items()}
-        return cls(axes, str(data.get("graph", "")), tuple(dict.fromkeys(blocks)))
+        thin = dict(ranks), tuple(sorted(set(spatial)))
+        return cls(axes, str(data.get("graph", "")), tuple(dict.fromkeys(blocks)), *thin)
 
     def dumps(self) -> str:
         return json.dumps(self.to_json(), indent=1)

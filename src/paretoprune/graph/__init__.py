@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from paretoprune.graph.gates import gate_derivatives
 from paretoprune.graph.influence import influences
+from paretoprune.graph.low_rank import Split
 from paretoprune.graph.model import check_model, check_sound, private_copy
 from paretoprune.graph.rebuild import Rebuilt, put_tensors, rebuild, rebuilt
 from paretoprune.graph.rebuild_blocks import put_identities
 from paretoprune.graph.rebuild_compare import Difference, difference, figures, outputs_differ
 from paretoprune.graph.rebuild_edits import Edits, apply_edits
+from paretoprune.graph.rebuild_thin import put_thin, rebuilt_thin
 from paretoprune.graph.reference import check, randomised
 from paretoprune.graph.serialize import dump, load
 from paretoprune.graph.surgery import Cut, cut, slice_tensor
 from paretoprune.graph.taps import hidden_nodes, kept_at, new_parameters, selected, tapped
+from paretoprune.graph.thin import ThinNames, names_of, thinned
+from paretoprune.graph.thin_check import check_thin
 from paretoprune.graph.traced import TracedGraph, tensors_of, trace
 
 __all__ = [
@@ -20,11 +24,14 @@ __all__ = [
     "Difference",
     "Edits",
     "Rebuilt",
+    "Split",
+    "ThinNames",
     "TracedGraph",
     "apply_edits",
     "check",
     "check_model",
     "check_sound",
+    "check_thin",
     "cut",
     "difference",
     "dump",
@@ -34,17 +41,21 @@ __all__ = [
     "influences",
     "kept_at",
     "load",
+    "names_of",
     "new_parameters",
     "outputs_differ",
     "private_copy",
     "put_identities",
     "put_tensors",
+    "put_thin",
     "randomised",
     "rebuild",
     "rebuilt",
+    "rebuilt_thin",
     "selected",
     "slice_tensor",
     "tapped",
     "tensors_of",
+    "thinned",
     "trace",
 ]

@@ -46,17 +46,19 @@ class Edit:
 class Edits:
     """`narrow`: attention layers whose heads no longer fill the embedding, with heads, head size and scale.
 
-    `passed`: layers that `nn.Identity` stands for, since nothing is left of them.
+    `passed`: layers that `nn.Identity` stands for, since nothing is left of them. `thin`: layers that two stand for.
     """
 
     values: tuple[Edit, ...] = ()
     narrow: tuple[tuple[str, int, int, float], ...] = ()
     passed: tuple[str, ...] = ()
+    thin: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"values": [e.to_json() for e in self.values], "narrow": [list(n) for n in self.narrow]} | (
-            {"passed": list(self.passed)} if self.passed else {}
-        )
+        layers = {"passed": list(self.passed), "thin": list(self.thin)}
+        return {"values": [e.to_json() for e in self.values], "narrow": [list(n) for n in self.narrow]} | {
+            k: v for k, v in layers.items() if v
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Edits:
@@ -66,10 +68,11 @@ class Edits:
             if not isinstance(path, str) or type(heads) is not int or type(size) is not int or heads < 1 or size < 1:
                 raise FileError(f"{path!r} is no attention layer with {heads!r} heads of {size!r}")
             narrow.append((path, heads, size, float(scale)))
-        passed = data.get("passed", [])
-        if not isinstance(passed, list) or not all(isinstance(p, str) for p in passed):
-            raise FileError(f"{str(passed)[:80]} is no list of layers")
-        return cls(tuple(Edit.from_json(e) for e in data["values"]), tuple(narrow), tuple(passed))
+        passed, thin = (data.get(k, []) for k in ("passed", "thin"))
+        for layers in (passed, thin):
+            if not isinstance(layers, list) or not all(isinstance(p, str) for p in layers):
+                raise FileError(f"{str(layers)[:80]} is no list of layers")
+        return cls(tuple(Edit.from_json(e) for e in data["values"]), tuple(narrow), tuple(passed), tuple(thin))
 
 
 def edits_of(model: nn.Module, slots: Iterable[Slot], values: Iterable[int]) -> list[Edit]:

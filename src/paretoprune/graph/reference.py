@@ -26,7 +26,7 @@ from paretoprune.graph.opaque import carried
 from paretoprune.graph.positions import kept_indices
 from paretoprune.graph.surgery import cut, dropped
 from paretoprune.graph.traced import TracedGraph, tensors_of
-from paretoprune.graph.values import Side, Values, Weights
+from paretoprune.graph.values import Readable, Side, Values, Weights
 
 TOLERANCE = 1e-8
 """Largest allowed difference over the outputs' scale, in double precision."""
@@ -129,12 +129,12 @@ class Verdict:
 
 def _compare(graph: TracedGraph, plan: Plan, weights: Weights, *, vary: bool) -> Verdict:
     """In double precision; in the network's own where its graph insists on that. `vary`: ask whether outputs vary."""
-    with suppress(_TypeInsisted):
+    with suppress(TypeInsisted):
         return _compare_in(graph, plan, torch.float64, weights, vary)
     return _compare_in(graph, plan, None, weights, vary)
 
 
-class _TypeInsisted(Exception):
+class TypeInsisted(Exception):
     """An operator does not take double precision beside what the graph fixes."""
 
 
@@ -142,19 +142,26 @@ def _compare_in(graph: TracedGraph, plan: Plan, dtype: torch.dtype | None, weigh
     pruned = cut(graph, plan, _shapes(graph))
     values = Values(graph, dtype, weights)
     reference = _Reference(graph, plan, Side(graph, plan, values), dtype)
-    other = _Retyped(pruned.program.module, Side(graph, plan, values, pruned.kept), dtype)
+    other = Retyped(pruned.program.module, Side(graph, plan, values, pruned.kept), dtype)
 
-    def outputs(interpreter: _Retyped, seed: int, batch: int) -> list[torch.Tensor]:
-        inputs = _cast(randomised(graph.example, seed, batch), dtype)
+    return judged(graph, reference, other, weights, vary)
+
+
+def judged(graph: TracedGraph, reference: Retyped, other: Retyped, weights: Weights, vary: bool = False) -> Verdict:
+    """Run both on randomised inputs of two batch sizes. Raises TypeInsisted."""
+    dtype = reference.dtype
+
+    def outputs(interpreter: Retyped, seed: int, batch: int) -> list[torch.Tensor]:
+        inputs = cast(randomised(graph.example, seed, batch), dtype)
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(
                     seed
                 )  # what is drawn in eval mode is frozen, so that both sides draw the same
-                return _flat(interpreter.run(*placeholders(interpreter.graph_module, inputs)))
+                return flat(interpreter.run(*placeholders(interpreter.graph_module, inputs)))
         except RuntimeError as error:
             if dtype is not None and "type" in str(error):
-                raise _TypeInsisted from None
+                raise TypeInsisted from None
             raise
 
     with torch.no_grad():
@@ -162,8 +169,8 @@ def _compare_in(graph: TracedGraph, plan: Plan, dtype: torch.dtype | None, weigh
         again = outputs(reference, 2, 2) if vary else []
     expected = [r for ref, _ in runs for r in ref]
     scale = max((float(r.nan_to_num(0, 0, 0).abs().max()) for r in expected if r.numel()), default=0.0)
-    error = max((_distance(r, g) for ref, got in runs for r, g in zip(ref, got, strict=True)), default=0.0)
-    spread = max((_distance(a, b) for a, b in zip(runs[0][0], again, strict=True)), default=0.0) if vary else 0.0
+    error = max((distance(r, g) for ref, got in runs for r, g in zip(ref, got, strict=True)), default=0.0)
+    spread = max((distance(a, b) for a, b in zip(runs[0][0], again, strict=True)), default=0.0) if vary else 0.0
     tolerance = TOLERANCE if dtype == torch.float64 else _COARSE.get(_coarsest(graph), COARSE_TOLERANCE)
     finite = all(bool(torch.isfinite(r).all()) for r in expected)
     return Verdict(error / scale if scale else error, tolerance, spread > 1e-6 * scale, finite or weights == "own")
@@ -189,7 +196,7 @@ def _coarsest(graph: TracedGraph) -> torch.dtype:
     )
 
 
-def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference; infinite where only one of them is a number."""
     if a.shape != b.shape:
         return float("inf")
@@ -204,15 +211,15 @@ class _Unmade:
     name: str
 
 
-class _Retyped(fx.Interpreter):
+class Retyped(fx.Interpreter):
     """Runs a graph over the tensors of `side`, every floating type that the graph names replaced by `dtype`.
 
     A tensor is made for the operator that reads it, and a value is dropped after its last use.
     """
 
-    def __init__(self, module: fx.GraphModule, side: Side, dtype: torch.dtype | None):
+    def __init__(self, module: fx.GraphModule, side: Readable, dtype: torch.dtype | None):
         super().__init__(module)
-        self.graph_module, self._side, self._dtype = module, side, dtype
+        self.graph_module, self._side, self.dtype = module, side, dtype
         self.extra_traceback = False
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -241,8 +248,8 @@ class _Retyped(fx.Interpreter):
         try:
             return part(*args, **kwargs)
         except Exception as error:  # the user's own code raises anything
-            if self._dtype is not None:
-                raise _TypeInsisted from error
+            if self.dtype is not None:
+                raise TypeInsisted from error
             raise SurgeryError(
                 f"'{target}', which is run as it is, fails on the random inputs of the self-check: "
                 f"{first_line(error)}{user_line(error)}; leave out with ignore= what stands before it"
@@ -253,14 +260,14 @@ class _Retyped(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
     def _retyped(self, value: Any) -> Any:
-        if self._dtype is None or not isinstance(value, torch.dtype):
+        if self.dtype is None or not isinstance(value, torch.dtype):
             return value
-        if value.is_complex and self._dtype == torch.float64:
+        if value.is_complex and self.dtype == torch.float64:
             return torch.complex128
-        return self._dtype if value.is_floating_point else value
+        return self.dtype if value.is_floating_point else value
 
 
-class _Reference(_Retyped):
+class _Reference(Retyped):
     """The original graph over tensors with zeros where positions were removed."""
 
     def __init__(
@@ -330,7 +337,7 @@ class _Reference(_Retyped):
         return line
 
 
-def _cast(inputs: Example, dtype: torch.dtype | None) -> Example:
+def cast(inputs: Example, dtype: torch.dtype | None) -> Example:
     def move(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
@@ -341,6 +348,6 @@ def _cast(inputs: Example, dtype: torch.dtype | None) -> Example:
     return Example(args, kwargs)
 
 
-def _flat(output: Any) -> list[torch.Tensor]:
+def flat(output: Any) -> list[torch.Tensor]:
     leaves = [v.resolve_conj() for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
     return [(torch.view_as_real(v) if v.is_complex() else v).double() for v in leaves]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,7 @@ from paretoprune.graph.counts import MacTerms, mac_terms, macs_of, parameters_of
 from paretoprune.graph.functional import written
 from paretoprune.graph.inference import Inferred, infer
 from paretoprune.graph.inputs import registered
+from paretoprune.graph.low_rank import LowRank, Split, low_rank_of, saved_macs, saved_parameters, thin_layers
 from paretoprune.graph.model import check_example, check_model, private_copy, shared_storage, untouched_rng, unwrapped
 from paretoprune.graph.op import Op, bind
 from paretoprune.graph.opaque import opaque_tensors
@@ -62,30 +63,85 @@ class TracedGraph:
         """The blocks with the operators and tensors that go with each."""
         return blocks_of(self.captured, self.inferred, self._mac_terms, tensors_of(self.captured))
 
-    def macs(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> int:
-        """Multiply-accumulates of one sample at these widths without `blocks`, other dynamic dims as in the example."""
+    @cached_property
+    def low_rank(self) -> LowRank:
+        """The layers that can become two thin ones, and why others cannot."""
+        return low_rank_of(self.captured, self.inferred, self.program.contractions, tensors_of(self.captured))
+
+    def split(self, weight: str, spatial: bool, widths: Mapping[str, int] | None = None) -> Split:
+        """What a weight that can be factorised and two thin ones in its place cost, at these widths."""
+        return self.low_rank.split(weight, spatial, self._widths(widths))
+
+    def checked_ranks(
+        self,
+        ranks: Mapping[str, int] | None,
+        widths: Mapping[str, int] | None = None,
+        blocks: Sequence[str] = (),
+        spatial: Collection[str] = (),
+    ) -> dict[str, int]:
+        """`ranks` as they are. Raises PlanError for what cannot be factorised at these widths, or saves nothing."""
+        if not ranks:
+            return {}
+        gone = self.residual.gone_tensors(self.residual.named(blocks)) if blocks else ()
+        return self.low_rank.checked(ranks, spatial, self._widths(widths), gone)
+
+    def macs(
+        self,
+        widths: Mapping[str, int] | None = None,
+        blocks: Sequence[str] = (),
+        ranks: Mapping[str, int] | None = None,
+        spatial: Collection[str] = (),
+    ) -> int:
+        """Multiply-accumulates of one sample of what is left, other dynamic dims as in the example."""
         gone = self.residual.gone(self.residual.named(blocks)) if blocks else ()
-        return macs_of(self._mac_terms, self.inferred.samples, self._widths(widths), gone)
+        by_atom, samples = self._widths(widths), self.inferred.samples
+        total = macs_of(self._mac_terms, samples, by_atom, gone)
+        if not (thin := self.checked_ranks(ranks, widths, blocks, spatial)):
+            return total
+
+        def of(node: fx.Node) -> int:
+            return macs_of([t for t in self._mac_terms if t[0] is node], samples, by_atom)
+
+        return total - saved_macs(self.low_rank, thin, spatial, by_atom, of)
 
     @cached_property
     def _mac_terms(self) -> MacTerms:
         return mac_terms(self.inferred)
 
-    def parameters(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> int:
-        """Parameters at these widths without `blocks`; tied ones count once."""
+    def parameters(
+        self,
+        widths: Mapping[str, int] | None = None,
+        blocks: Sequence[str] = (),
+        ranks: Mapping[str, int] | None = None,
+        spatial: Collection[str] = (),
+    ) -> int:
+        """Parameters of what is left; tied ones count once."""
         gone = self.residual.gone_tensors(self.residual.named(blocks)) if blocks else ()
-        return parameters_of(self.captured, self.inferred, self._widths(widths), gone)
+        by_atom = self._widths(widths)
+        total = parameters_of(self.captured, self.inferred, by_atom, gone)
+        thin = self.checked_ranks(ranks, widths, blocks, spatial)
+        return total - saved_parameters(self.low_rank, thin, spatial, by_atom) if thin else total
 
-    def layers(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> tuple[LayerSpec, ...]:
-        """Shapes of the convolutions and linear layers at these widths without `blocks`, in the order of the graph."""
+    def layers(
+        self,
+        widths: Mapping[str, int] | None = None,
+        blocks: Sequence[str] = (),
+        ranks: Mapping[str, int] | None = None,
+        spatial: Collection[str] = (),
+    ) -> tuple[LayerSpec, ...]:
+        """Shapes of the convolutions and linear layers that are left, in the order of the graph."""
         by_atom = self._widths(widths)
         gone = self.residual.gone(self.residual.named(blocks)) if blocks else frozenset()
-        specs = []
+        thin = self.checked_ranks(ranks, widths, blocks, spatial)
+        weights = {self.low_rank.layers[w].op.node: w for w in thin}
+        specs: list[LayerSpec] = []
         for op, spec in self._layer_ops:
             if op.node in gone:
                 continue
             groups, into, out = (size_of(op.resolve(op.memo[k]), by_atom) for k in ("groups", "into", "out"))
-            specs.append(replace(spec, inputs=groups * into, outputs=out, groups=groups))
+            left = replace(spec, inputs=groups * into, outputs=out, groups=groups)
+            weight = weights.get(op.node, "")
+            specs += thin_layers(left, thin[weight], weight in spatial) if weight else (left,)
         return tuple(specs)
 
     @cached_property

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod, sqrt
 from mmap import mmap
-from typing import Literal
+from typing import Literal, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -148,6 +148,20 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     if count * dtype.itemsize < _LARGE_BYTES:
         return torch.empty(tuple(shape), dtype=dtype)
     return torch.frombuffer(mmap(-1, count * dtype.itemsize), dtype=dtype).reshape(tuple(shape))
+
+
+class Readable(Protocol):
+    """Tensors by name, each made when it is read."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def __getitem__(self, name: str) -> torch.Tensor: ...
+
+    def large(self, name: str) -> bool:
+        """A matrix that is better read by `rows`."""
+        ...
+
+    def rows(self, name: str) -> Iterator[torch.Tensor]: ...
 
 
 class Side:

@@ -12,12 +12,21 @@ from paretoprune.recover.inputs import Batch
 from paretoprune.recover.least_squares import Reconstruction, reconstruct, reconstruction_error
 from paretoprune.recover.loop import Trained
 from paretoprune.recover.losses import SoftTargets, frozen_copy, own_loss, own_step, task_loss
+from paretoprune.recover.low_rank import (
+    Factors,
+    factorise,
+    factorise_program,
+    factorise_space,
+    program_errors,
+    rank_errors,
+)
 from paretoprune.recover.sequential import Sequential, reconstruct_sequentially
 from paretoprune.recover.training import Training, train
 
 __all__ = [
     "Batch",
     "Elimination",
+    "Factors",
     "Gram",
     "Hidden",
     "Order",
@@ -29,12 +38,17 @@ __all__ = [
     "Training",
     "collect_grams",
     "distill",
+    "factorise",
+    "factorise_program",
+    "factorise_space",
     "frozen_copy",
     "look_by_module",
     "order_by_error",
     "order_jointly",
     "own_loss",
     "own_step",
+    "program_errors",
+    "rank_errors",
     "recalibrate",
     "reconstruct",
     "reconstruct_program",

@@ -119,14 +119,19 @@ def convolution_rows(op: Op, x: torch.Tensor) -> torch.Tensor:
     layer = convolution_layer(op)
     if layer is None:
         raise ValueError(f"{op.where}: uneven padding has no rows")
+    return patches(layer, x)
+
+
+def patches(layer: LayerSpec, x: torch.Tensor) -> torch.Tensor:
+    """Rows of an activation that enters a convolution without groups."""
     rank = len(layer.kernel)
     x = x.reshape(-1, *x.shape[x.ndim - rank - 1 :])
     if layer.kernel == (1,) * rank and not any(layer.padding):
         x = x[(slice(None), slice(None), *(slice(None, None, s) for s in layer.stride))]
         return x.movedim(1, -1).reshape(-1, x.shape[1])
     if rank == 2:
-        patches = F.unfold(x, layer.kernel, layer.dilation, layer.padding, layer.stride)
-        return patches.transpose(0, 1).flatten(1).T
+        unfolded = F.unfold(x, layer.kernel, layer.dilation, layer.padding, layer.stride)
+        return unfolded.transpose(0, 1).flatten(1).T
     x = F.pad(x, [p for pad in reversed(layer.padding) for p in (pad, pad)])
     for i, (k, s, d) in enumerate(zip(layer.kernel, layer.stride, layer.dilation, strict=True)):
         x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
