@@ -5,7 +5,7 @@ Everything behind this works on torch modules; a Keras model is given back as on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from paretoprune import graph as graphs
 from paretoprune.core.errors import FileError, ModelError
 from paretoprune.core.graph import Example, placeholders
 from paretoprune.frameworks import KerasNetwork
-from paretoprune.graph import Cut, Rebuilt, TracedGraph
+from paretoprune.graph import Cut, Rebuilt, ThinNames, TracedGraph
 from paretoprune.pipeline.blueprint import Blueprint, blueprint_of
 from paretoprune.pipeline.pruned import Pruned
 
@@ -75,6 +75,13 @@ def rebuilt(model: nn.Module, traced: TracedGraph, cut: Cut) -> Rebuilt:
 
     wrong = graphs.difference(twin, program, traced.example, made)
     return Rebuilt(None, wrong.why) if wrong is not None else Rebuilt(twin, "")
+
+
+def rebuilt_thin(model: nn.Module, own: Rebuilt, thin: Cut, names: Sequence[ThinNames], example: Example) -> Rebuilt:
+    """The user's own class with two layers in the place of each factorised one."""
+    if isinstance(model, KerasNetwork):
+        return Rebuilt(None, "a layer of Keras cannot become two")
+    return graphs.rebuilt_thin(own, thin, names, example)
 
 
 def given_back(module: nn.Module) -> nn.Module:

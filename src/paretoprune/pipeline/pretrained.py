@@ -29,6 +29,11 @@ def save_pretrained(pruned: Pruned, folder: str | Path) -> Path:
     if not is_pretrained(model) or blueprint is None:
         why = next((n for n in pruned.notes if "rewritten graph" in n), f"the result is a {type(model).__name__}")
         raise ModelError(f"only a model of transformers has from_pretrained ({why}); use paretoprune.save")
+    if pruned.plan.ranks:
+        raise ModelError(
+            f"{type(model.config).__name__} builds whole layers, and '{min(pruned.plan.ranks)}' became two thin "
+            "ones; use paretoprune.save"
+        )
     config = fitting_config(model)
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from paretoprune.pipeline import choose
 from paretoprune.pipeline.depth import BlockChoice, axis_ratio, check_choice, chosen_blocks, living
 from paretoprune.pipeline.evidence import evidence
 from paretoprune.pipeline.generation import refuse_generation
+from paretoprune.pipeline.low_rank import RankChoice, carry_in, check_ranks, with_ranks
 from paretoprune.pipeline.opening import Network, blueprint, given_back, name_of, opened, rebuilt
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.pipeline.ranking import Normalise, Ranking, check_ranking, groups_of, normalised, ranked_widths
@@ -38,6 +39,8 @@ def prune(
     normalise: Normalise | None = None,
     axes: choose.AxisChoice = "inner",
     blocks: BlockChoice = None,
+    ranks: RankChoice = None,
+    split: str = "space",
     align: int = 1,
     floor: int = 1,
     ignore: Sequence[str] = (),
@@ -73,9 +76,19 @@ def prune(
     root of the "sum-of-squares", "gaussian" (mean 0, deviation 1), or "none". By default "none" for criteria that
     measure every axis in one unit (`comparable`: the loss, a share of energy), else "mean".
 
+    `ranks`: linear layers and convolutions that become two thin ones, after what is cut was cut. A rank (whole number),
+    or the share of the layer's multiply-accumulates that stays (below 1): for every layer where that saves work, or by
+    weight name or pattern ({"fc1.weight": 16, "layer3.*": 0.5}; of a pattern, layers that cannot are left alone and
+    `notes` says why). "auto" with macs: the ranks that lose the least energy in all. With `calibration` the factors are
+    the best ones for what enters the layer, else those of a plain singular value decomposition. ratio may be left out.
+    `align` holds for ranks that are not given as numbers.
+    `split`: how k × k convolutions are divided: "space", k × 1 and 1 × k, or "channels", k × k and 1 × 1.
+
     Raises ModelError, CaptureError, PlanError, UsageError, DataError, SurgeryError.
     """
-    check_choice(blocks, ratio, macs)
+    check_ranks(ranks, split, macs)
+    if ranks is None or blocks is not None or ratio is not None or macs is not None:
+        check_choice(blocks, ratio, macs)
     check_ranking(ranking, normalise, ratio, macs)
     scorer = criteria.criterion_of(criterion)
     meaning = task_of(task)
@@ -85,8 +98,9 @@ def prune(
     batches = None if calibration is None else fitted("calibration", calibration, traced.example, dynamic=dims)
     gone = chosen_blocks(traced, blocks, ratio, macs, scorer, batches)
     ratio = axis_ratio(blocks, ratio)
-    if ratio is None and macs is None:
-        return carry_out(model, traced, Plan({}, traced.fingerprint, gone), batches)
+    if ratio is None and (macs is None or ranks is not None):
+        plan, told = with_ranks(traced, Plan({}, traced.fingerprint, gone), ranks, split, macs, batches, align)
+        return carry_out(model, traced, plan, batches, told)
     chosen = choose.chosen_axes(traced, axes, ignore)
     widths: Mapping[str, int] = {}
     if ratio is not None and ranking in (None, "local"):
@@ -101,7 +115,8 @@ def prune(
         widths = ranked_widths(traced, groups, comparable, ratio, macs, align, floor, gone)
     widths = {axis.id: widths[axis.id] for axis in chosen if axis.id in widths}
     plan = choose.plan_of(traced, widths, choose.removal_order(scores), gone)
-    return carry_out(model, traced, plan, batches)
+    plan, told = with_ranks(traced, plan, ranks, split, macs, batches, align)
+    return carry_out(model, traced, plan, batches, told)
 
 
 def apply(
@@ -129,22 +144,28 @@ def score(
     return criteria.score_axes(axes, graphs.tensors_of(traced.program.module), scorer, seen)
 
 
-def carry_out(model: nn.Module, traced: TracedGraph, plan: Plan, batches: Iterable[Any] | None) -> Pruned:
-    """Cut, prove, recover, and put the result into the user's class where that is right."""
+def carry_out(
+    model: nn.Module, traced: TracedGraph, plan: Plan, batches: Iterable[Any] | None, told: Sequence[str] = ()
+) -> Pruned:
+    """Cut, prove, recover, and put the result into the user's class where that is right. `told`: further notes."""
+    widths = {axis: len(kept) for axis, kept in plan.kept.items()}
+    traced.checked_ranks(plan.ranks, widths, plan.blocks, plan.spatial)
     graphs.check(traced, plan)  # first, while there is no pruned network in memory
     cut = graphs.cut(traced, plan)
     own = rebuilt(model, traced, cut)
-    notes = [*traced.notes]
-    if batches is not None:
+    notes = [*traced.notes, *told]
+    if batches is not None and (plan.kept or plan.blocks or not plan.ranks):
         notes += reconstruct(traced, cut, batches)
+    if plan.ranks:
+        cut, own, more = carry_in(model, traced, cut, own, plan, batches)
+        notes += more
     if own.module is None:
         notes.append(f"the result is the rewritten graph: {name_of(model)} cannot hold it, because {own.why}")
         refuse_generation(cut.program.module, model, own.why)
     else:
         copy_tensors(cut.program.module, own.module)
     result = given_back(cut.program.module if own.module is None else own.module)
-    widths = {axis: len(kept) for axis, kept in plan.kept.items()}
-    macs = traced.macs(widths, plan.blocks), traced.macs()
+    macs = traced.macs(widths, plan.blocks, plan.ranks, plan.spatial), traced.macs()
     return Pruned(result, plan, cut.kept, cut.program, *macs, tuple(notes), blueprint(model, own, traced.example))
 
 

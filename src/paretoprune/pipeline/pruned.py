@@ -20,7 +20,8 @@ class Pruned:
     """A pruned network.
 
     `model` is the user's own class where its forward is right at the new sizes, else the rewritten graph; `notes` says
-    which and why. `kept`: parameter or buffer name -> per dimension the kept indices, or None for all.
+    which and why. `kept`: parameter or buffer name -> per dimension the kept indices, or None for all; of a layer that
+    became two thin ones, under the name that its weight had.
     `macs` and `original_macs` are of one sample. `blueprint`: how a fresh network of the class becomes this one; None
     where the class cannot hold the result.
 
