@@ -197,7 +197,7 @@ class _Fit:
         return solved.error
 
     def batch_norm(self, norm: BatchNorm) -> None:
-        """Move the running statistics as those of the activations moved, where no fit has taken care of it."""
+        """Have it give the mean and variance that it gave, where no fit has taken care of it."""
         if norm.node in self.fitted:
             return
         met = [pair.entering(norm.node) for pair in self.pairs]
@@ -209,8 +209,9 @@ class _Fit:
         if channels is not None:
             mean, variance = mean[channels], variance[channels]
         stretch = (variance_new / variance.clamp_min(1e-12)).clamp(1 / MOST_STRETCH, MOST_STRETCH)
+        running = self.new[norm.mean].detach().double().cpu()
         with torch.no_grad():
-            self.new[norm.mean].add_((mean_new - mean).to(self.new[norm.mean]))
+            self.new[norm.mean].copy_(mean_new - (mean - running) * stretch.sqrt())
             self.new[norm.var].mul_(stretch.to(self.new[norm.var]))
 
 
