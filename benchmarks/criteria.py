@@ -36,7 +36,7 @@ from paretoprune.criteria import CRITERIA
 from paretoprune.criteria.entropy import ActivationEntropy
 from paretoprune.criteria.random import Random
 from paretoprune.pipeline import choose, ranking
-from paretoprune.pipeline.prune import reconstruct_cut, score
+from paretoprune.pipeline.prune import recover_cut, score
 from paretoprune.targets import find_target
 from paretoprune.tasks import task_of
 
@@ -132,8 +132,7 @@ class Bench:
 
     def judged(self, plan: Any) -> dict[str, Any]:
         cut = graphs.cut(self.traced, plan)
-        reconstruct_cut(self.traced, cut, self.grams)
-        recover.recalibrate(cut.program, self.entry.calibration, samples=CALIBRATION)
+        recover_cut(self.traced, cut, self.grams, self.entry.calibration)
         widths = {axis: len(kept) for axis, kept in plan.kept.items()}
         return {
             "macs": round(self.traced.macs(widths) / self.traced.macs(), 4),
