@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "recover.json"
 IMAGES = 1024
 SHARES = {"1.5": 1 / 1.5, "2.11": 1 / 2.11}
-CRITERION = "taylor"
+CRITERION = "reconstruction"
 STEPS = {"short": 200, "epoch": 45_000 // 128}
 Batches = Iterable[tuple[Tensor, Tensor]]
 
