@@ -35,11 +35,13 @@ NAMES = [
     "load_checkpoint",
     "measure",
     "prune",
+    "prune_gradually",
     "read_front",
     "save",
     "search",
     "testing",
     "trace",
+    "train_sparse",
 ]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.files import load as load
     from paretoprune.pipeline.files import load_checkpoint as load_checkpoint
     from paretoprune.pipeline.files import save as save
+    from paretoprune.pipeline.gradual import prune_gradually as prune_gradually
     from paretoprune.pipeline.handing_back import hand_back as hand_back
     from paretoprune.pipeline.opening import trace as trace
     from paretoprune.pipeline.prune import apply as apply
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.runtime import measure as measure
     from paretoprune.pipeline.search import auto_prune as auto_prune
     from paretoprune.pipeline.search import search as search
+    from paretoprune.pipeline.sparse import train_sparse as train_sparse
 
 __version__ = "0.1.0"
 
@@ -59,10 +61,12 @@ _HOMES = {
     "load_checkpoint": "pipeline.files",
     "measure": "pipeline.runtime",
     "prune": "pipeline.prune",
+    "prune_gradually": "pipeline.gradual",
     "read_front": "pipeline.results",
     "save": "pipeline.files",
     "search": "pipeline.search",
     "trace": "pipeline.opening",
+    "train_sparse": "pipeline.sparse",
 }
 """Where each public name lives; fetched when first used, so that importing the package costs nothing."""
 
@@ -89,11 +93,13 @@ __all__ = [
     "load_checkpoint",
     "measure",
     "prune",
+    "prune_gradually",
     "read_front",
     "save",
     "search",
     "testing",
     "trace",
+    "train_sparse",
 ]
 
 
