@@ -4,7 +4,7 @@
 
 Every way starts from the same trained network, takes the same number of steps of batch 64 and removes the same share of
 every inner axis. "plain" trains on and is cut at the end; "prune, then tune" is cut first. Seeds shuffle the split and
-the training. The test set is read once per network. Writes benchmarks/results/sparse_training.json.
+the training; defaults were chosen on seed 0, which is left out. The test set is read once per network. Writes benchmarks/results/sparse_training.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from paretoprune.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
 COMMAND = "OMP_NUM_THREADS=1 nice -n 10 .venv/bin/python benchmarks/sparse_training.py"
-SEEDS, STEPS, RATIOS, BATCH = (0, 1, 2), 200, (0.5, 0.75), 64
+SEEDS, STEPS, RATIOS, BATCH = (1, 2, 3), 200, (0.5, 0.75), 64
 METHODS = ("group_lasso", "greg", "l0", "sfp")
 Batches = list[tuple[Tensor, Tensor]]
 

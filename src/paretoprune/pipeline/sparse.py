@@ -45,9 +45,9 @@ def _soft(net: nn.Module, groups: sparse.Groups, counts: Mapping[str, int], stre
 
 
 METHODS: Mapping[str, tuple[Callable[[nn.Module, sparse.Groups, Mapping[str, int], float], Made], float]] = {
-    "group_lasso": (_lasso, 1.0),
+    "group_lasso": (_lasso, 2.0),
     "greg": (_greg, 10.0),
-    "l0": (_l0, 1.0),
+    "l0": (_l0, 3.0),
     "sfp": (_soft, 10.0),
 }
 """Method -> how it is made and its default strength."""
@@ -112,7 +112,7 @@ def train_sparse(
     floor: int = 1,
     task: str | Task = "classification",
     strength: float | None = None,
-    settle: float = 0.3,
+    settle: float = 0.5,
     lr: float = 0.02,
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
@@ -123,8 +123,8 @@ def train_sparse(
     """Train a copy of `model` so that a share `ratio` of the positions of its axes can be removed; `model` stays.
 
     `method`:
-    - "group_lasso": every position is shrunk at each step, weak ones faster; the loss defends some. Strength: 1 takes a
-      position of mean norm that the loss does not defend to zero over the run.
+    - "group_lasso": every position is shrunk at each step, weak ones faster; the loss defends some. Strength: 2 takes a
+      position of mean norm that the loss does not defend to zero in half of the time.
     - "greg": the lowest are chosen at the start and pressed harder and harder (GReg-1). Strength: 10 leaves e⁻¹⁰.
     - "l0": a hard-concrete gate on every position. Strength: how fast the price of an open gate follows.
     - "sfp": the lowest are set to zero from time to time and may come back. Strength: the number of times.

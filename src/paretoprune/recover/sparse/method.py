@@ -70,7 +70,7 @@ class Settling:
     nothing. `counts`: how many positions of each axis go.
     """
 
-    def __init__(self, method: SparseMethod, groups: Groups, counts: Mapping[str, int], share: float = 0.3) -> None:
+    def __init__(self, method: SparseMethod, groups: Groups, counts: Mapping[str, int], share: float = 0.5) -> None:
         if not 0 <= share < 1:
             raise UsageError(f"settle={share!r}: give the share of the steps after the choice, from 0 to below 1")
         for axis, count in counts.items():
