@@ -3,13 +3,13 @@
     OMP_NUM_THREADS=1 nice -n 10 .venv/bin/python benchmarks/sparse_training.py
 
 Every way starts from the same trained network, takes the same number of steps of batch 64 and removes the same share of
-every inner axis. "plain" trains on and is cut at the end; "prune, then tune" is cut first. Seeds shuffle the split and
-the training; defaults were chosen on seed 0, which is left out. The test set is read once per network. Writes benchmarks/results/sparse_training.json.
+every inner axis. "plain" trains on and is cut at the end; "magnitude first" is cut before. Seeds shuffle the split and
+the training; defaults were chosen on seed 0, which is left out. The test set is read once per network. Writes
+benchmarks/results/sparse_training.json.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import statistics
@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import paretoprune as pp
-from paretoprune.pipeline.tuning import Tuning, tune_
-from paretoprune.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
 COMMAND = "OMP_NUM_THREADS=1 nice -n 10 .venv/bin/python benchmarks/sparse_training.py"
@@ -77,24 +75,19 @@ def accuracy(module: nn.Module, batches: Batches) -> float:
 def trained(train: Batches, seed: int) -> Net:
     torch.manual_seed(seed)
     net = Net()
-    tune_(net, task_of("classification"), train, 250, Tuning(lr=0.1, seed=seed))
-    return net
+    return pp.finetune(net, train, steps=250, lr=0.1, seed=seed)
 
 
 def ways(net: Net, sets: tuple[Batches, Batches, Batches], ratio: float, seed: int) -> Mapping[str, Callable[[], Any]]:
     """Each gives a pruned network after STEPS steps."""
     train, validation, test = sets
-    example, task, how = train[0][0][:2], task_of("classification"), Tuning(seed=seed)
+    example = train[0][0][:2]
 
     def plain() -> pp.Pruned:
-        longer = copy.deepcopy(net)
-        tune_(longer, task, train, STEPS, how)
-        return pp.prune(longer, example, ratio=ratio)
+        return pp.prune(pp.finetune(net, train, steps=STEPS, seed=seed), example, ratio=ratio)
 
     def first() -> pp.Pruned:
-        pruned = pp.prune(net, example, ratio=ratio)
-        tune_(pruned.model, task, train, STEPS, how)
-        return pruned
+        return pp.finetune(pp.prune(net, example, ratio=ratio), train, steps=STEPS, seed=seed)
 
     def sparse(method: str) -> Callable[[], pp.Pruned]:
         def run() -> pp.Pruned:

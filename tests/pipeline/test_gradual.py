@@ -141,6 +141,7 @@ def test_the_adjusting_step_moves_the_right_way() -> None:
         ({"ratio": 0.5, "max_drop": float("nan")}, UsageError, "max_drop=nan"),
         ({"ratio": 0.5, "adjust": 2}, UsageError, "adjust=2"),
         ({"ratio": 0.5, "criterion": "nothing"}, UsageError, "unknown criterion"),
+        ({"ratio": 0.5, "checkpoint": "folder"}, UsageError, "checkpoint="),
         ({"ratio": 0.5, "target": "nothing"}, UsageError, "nothing"),
     ],
 )
@@ -152,7 +153,7 @@ def test_arguments_are_checked(
 
 
 def test_a_model_that_is_no_module_and_data_without_labels(net: nn.Module, example: Tensor, data: pp.Data) -> None:
-    with pytest.raises(ModelError, match="needs a torch.nn.Module"):
+    with pytest.raises(ModelError, match="the model is a str: training needs a torch.nn.Module"):
         pp.prune_gradually("model.keras", example, data, ratio=0.5, **QUICK)  # type: ignore[arg-type]
     bare = pp.Data(data.train, [x for x, _ in data.validation], data.test)
     with pytest.raises(DataError, match="validation, batch 0 has no labels"):

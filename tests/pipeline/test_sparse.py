@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch.nn import functional
 
 import paretoprune as pp
 from paretoprune.core.errors import DataError, ModelError, PruneError, UsageError
-from paretoprune.pipeline.tuning import Tuning, tune_
-from paretoprune.tasks import task_of
+from paretoprune.pipeline.sparse import SparseTrained
 from small_networks import Plain, batches, network
 
 METHODS = ["group_lasso", "greg", "l0", "sfp"]
@@ -92,6 +91,33 @@ def test_a_normalisation_over_the_axis_is_said() -> None:
     assert any("a normalisation takes" in note for note in result.notes)
 
 
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stop", [5, 15])
+def test_a_killed_training_goes_on_from_its_checkpoint(method: str, stop: int, tmp_path: Path) -> None:
+    """Before and after the choice at step 9, to the same weights."""
+    model, example = network("plain")
+
+    def kill(step: int, loss: float) -> None:
+        if step == stop:
+            raise _Killed
+
+    def run(**options: Any) -> SparseTrained:
+        return pp.train_sparse(model, example, batches("plain"), method=method, steps=20, check_every=2, **options)
+
+    whole = run(checkpoint=tmp_path / "whole")
+    with pytest.raises(_Killed):
+        run(checkpoint=tmp_path / "killed", on_step=kill)
+    again = run(checkpoint=tmp_path / "killed")
+    assert again.removed == whole.removed
+    expected = state(whole.model)
+    for name, value in state(again.model).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
 @pytest.mark.fault
 def test_frozen_parameters_stay_frozen(plain: tuple[nn.Module, Tensor]) -> None:
     model, example = plain
@@ -129,6 +155,8 @@ def test_nan_names_the_step(plain: tuple[nn.Module, Tensor]) -> None:
         ({"strength": -1}, "strength=-1"),
         ({"lr": 0}, "lr=0"),
         ({"seed": -1}, "seed=-1"),
+        ({"patience": 3, "validate": float}, "patience="),
+        ({"momentum": 0.9}, "unknown keyword 'momentum'"),
         ({"axes": "outer"}, "axes='outer'"),
         ({"task": "nothing"}, "unknown task 'nothing'"),
     ],
@@ -183,8 +211,7 @@ def digits() -> tuple[Digits, list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]
     data = [(x[i], y[i]) for i in train.split(64)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = Digits()
-    tune_(net, task_of("classification"), data, 200, Tuning(lr=0.1))
+        net = pp.finetune(Digits(), data, steps=200, lr=0.1)
     return net, data, (x[test], y[test])
 
 
@@ -200,8 +227,7 @@ def test_a_sparse_trained_network_keeps_its_accuracy_when_half_of_it_goes(
             return float((module(x).argmax(1) == y).float().mean())
 
     assert accuracy(net) > 0.94
-    plain = copy.deepcopy(net)
-    tune_(plain, task_of("classification"), data, 120, Tuning())
+    plain = pp.finetune(net, data, steps=120)
     cut = accuracy(pp.prune(plain, x[:2], ratio=0.5).model)
     result = pp.train_sparse(net, x[:2], data, method=method, steps=120, ratio=0.5)
     pruned = pp.apply(result.model, x[:2], result.plan())

@@ -164,6 +164,16 @@ def test_group_lasso_rests_once_enough_is_gone() -> None:
     assert float(groups.norms("first").sum()) < float(before.sum())
 
 
+def test_few_steps_do_not_take_what_is_to_stay() -> None:
+    module, _ = network("plain")
+    groups = Groups(module, inner_axes("plain"))
+    start = groups.norms("first")
+    GroupLasso(groups, 10.0, {"first": 4}).after_step(0, 1)
+    norms = groups.norms("first")
+    assert int((norms == 0).sum()) == 4
+    assert bool((norms[norms > 0] >= 0.499 * start[norms > 0]).all())
+
+
 def test_growing_regularisation_presses_the_chosen_harder_and_harder_and_leaves_the_others() -> None:
     module, _ = network("plain")
     groups = Groups(module, inner_axes("plain"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import choose
 from paretoprune.pipeline.prune import carry_out, score
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.ranking import normalised
 from paretoprune.pipeline.rounds import DOWN, FASTEST, SLOWEST, Round, adjusting, noise_of, pace
 from paretoprune.pipeline.runtime import measure
-from paretoprune.pipeline.tuning import Tuning, training_copy, tune_
+from paretoprune.pipeline.tuning import options, training_copy, tune_
+from paretoprune.recover import Training
 from paretoprune.recover.inputs import device_of, to_device
-from paretoprune.recover.optimizing import MakeOptimizer, MakeScheduler
 from paretoprune.recover.sparse import schedule_of
+from paretoprune.recover.training import LR
 from paretoprune.targets import find_target
 from paretoprune.tasks import check_data, evaluate, task_of
 
@@ -75,12 +77,10 @@ def prune_gradually(
     floor: int = 1,
     task: str | Task = "classification",
     target: str | Target | None = None,
-    lr: float = 0.02,
-    optimizer: MakeOptimizer | None = None,
-    scheduler: MakeScheduler | None = None,
     dynamic: Mapping[str, Iterable[int]] | None = None,
-    seed: int = 0,
     on_round: Callable[[Round], None] | None = None,
+    lr: float = LR,
+    **training: Unpack[Training],
 ) -> Gradual:
     """The classic loop of pruning (Han et al. 2015; Molchanov et al. 2017, algorithm 1); `model` is not changed.
 
@@ -95,10 +95,16 @@ def prune_gradually(
     measured there every round. Up to twice as many rounds are run, and without `max_drop` the target is reached in
     them. Without adjusting, the first round beyond `max_drop` ends the loop.
 
+    `lr` is of the default optimizer; further keywords (`optimizer`, `scheduler`, `device`, `precision`, `seed` …) as in
+    `recover.train`, for every round anew.
+
     Raises ModelError, CaptureError, UsageError, PlanError, DataError, SurgeryError, TargetError, and PruneError that
     names the round and step where training is not finite.
     """
     _check(ratio, macs, rounds, steps_per_round, max_drop, adjust)
+    how = options(training, lr)
+    if how.get("checkpoint") is not None:
+        raise UsageError("checkpoint= holds one training, and every round is another: leave it out")
     scorer, meaning = criteria.criterion_of(criterion), task_of(task)
     runtime = None if target is None else find_target(target)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
@@ -110,7 +116,7 @@ def prune_gradually(
     chosen = choose.chosen_axes(traced, axes, ignore)
     goal = _Goal(chosen, ratio, macs, align, floor)
     goal.widths(traced, 1.0, None)
-    work = _Work(net, traced, goal, scorer, meaning, checked.data, Tuning(lr, optimizer, scheduler, seed), runtime)
+    work = _Work(net, traced, goal, scorer, meaning, checked.data, how, runtime)
     loop = _Loop(work, rounds, steps_per_round, schedule_of(schedule), adjust, max_drop)
     return loop.run(on_round or (lambda _: None))
 
@@ -161,15 +167,16 @@ class _Work:
     scorer: Criterion
     task: Task
     data: Data
-    tuning: Tuning
+    training: Training
     target: Target | None
     kept: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def scores(self) -> Scores:
         """Scores of the network as it stands; what was removed comes before everything else."""
         found = score(self.traced, self.goal.axes, self.scorer, self.task, self.data.calibrating)
-        if self.goal.macs is not None and not self.scorer.needs_gradients:
-            found = choose.normalised(found)
+        if self.goal.macs is not None:
+            found = normalised(found, "none" if self.scorer.comparable else "mean")
+        found = Scores({axis: values.copy() for axis, values in found.by_axis.items()}, found.criterion)
         for axis, kept in self.kept.items():
             gone = np.setdiff1d(np.arange(len(found.by_axis[axis])), kept)
             found.by_axis[axis][gone] = -1e-9
@@ -291,8 +298,9 @@ class _Loop:
                 return time, plan
 
     def _tune(self, number: int, pruned: Pruned) -> float:
-        work, how = self.work, replace(self.work.tuning, seed=self.work.tuning.seed + number)
-        return tune_(pruned.model, work.task, work.data.train, self.steps, how, (), f"round {number}")
+        work = self.work
+        how: Training = {**work.training, "seed": work.training.get("seed", 0) + number}
+        return tune_(pruned.model, work.task, work.data.train, self.steps, how, f"round {number}").loss
 
     def _row(
         self,

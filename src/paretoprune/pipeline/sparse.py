@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from paretoprune.core.plugin import look_up
 from paretoprune.core.protocols import Task
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import choose
-from paretoprune.pipeline.tuning import Tuning, training_copy, tune_
-from paretoprune.recover import sparse
-from paretoprune.recover.optimizing import MakeOptimizer, MakeScheduler
+from paretoprune.pipeline.ranking import normalised
+from paretoprune.pipeline.tuning import options, training_copy, tune_
+from paretoprune.recover import Training, sparse
+from paretoprune.recover.training import LR
 from paretoprune.tasks import fitted, task_of
 
 Made = tuple[nn.Module, sparse.SparseMethod]
@@ -60,7 +61,7 @@ class SparseTrained:
     `removed`: by axis id the positions of which every parameter is zero. `scores`: larger is more important; those of
     `removed` are 0. `change`: the largest difference, relative to the output's scale, that taking `removed` out makes
     on the example; not 0 where a normalisation takes statistics over a pruned axis (`notes` says so).
-    `loss`: mean training loss of the last steps.
+    `loss`: mean training loss of the last ten steps.
     """
 
     model: nn.Module
@@ -89,7 +90,7 @@ class SparseTrained:
         if ratio is not None and macs is not None:
             raise UsageError("ratio and macs were both given: give one of them, or neither for what training zeroed")
         if macs is not None:
-            scores = choose.normalised(self.scores)
+            scores = normalised(self.scores, "mean")
             widths = choose.widths_by_macs(self.traced, self.axes, scores, macs, align, floor)
         elif ratio is not None:
             widths = choose.widths_by_ratio(self.axes, ratio, align, floor)
@@ -113,12 +114,9 @@ def train_sparse(
     task: str | Task = "classification",
     strength: float | None = None,
     settle: float = 0.5,
-    lr: float = 0.02,
-    optimizer: MakeOptimizer | None = None,
-    scheduler: MakeScheduler | None = None,
     dynamic: Mapping[str, Iterable[int]] | None = None,
-    seed: int = 0,
-    on_step: Callable[[int, float], None] | None = None,
+    lr: float = LR,
+    **training: Unpack[Training],
 ) -> SparseTrained:
     """Train a copy of `model` so that a share `ratio` of the positions of its axes can be removed; `model` stays.
 
@@ -132,15 +130,15 @@ def train_sparse(
 
     The method has the first steps; for the last share `settle` the chosen positions are zero in every parameter and the
     others train on. Then `pp.apply(result.model, example, result.plan())` removes them without changing the output
-    (`result.change` is that difference, measured). `batches`: (x, y) or dicts, gone round until `steps` are done;
-    `optimizer(parameters)` and `scheduler(optimizer)` as in distillation. Axes with a frozen parameter are left out and
-    noted. Raises ModelError, CaptureError, UsageError, PlanError, DataError, and PruneError that names the step where
-    the loss is not finite.
+    (`result.change` is that difference, measured). `batches`: (x, y) or dicts, gone round until `steps` are done. `lr`
+    is of the default optimizer; further keywords (`optimizer`, `scheduler`, `device`, `precision`, `seed`, `on_step`,
+    `checkpoint` …) as in `recover.train`. Axes with a frozen parameter are left out and noted. Raises ModelError,
+    CaptureError, UsageError, PlanError, DataError, and PruneError that names the step where the loss is not finite.
     """
     make, usual = look_up("method", method, METHODS)
     choose.check_positive(steps=steps)
     strength = usual if strength is None else sparse.check_strength(strength)
-    how, meaning = Tuning(lr, optimizer, scheduler, seed), task_of(task)
+    how, meaning = options(training, lr), task_of(task)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     net = training_copy(model)
     traced = graphs.trace(net, example, dims)
@@ -151,7 +149,7 @@ def train_sparse(
     groups = sparse.Groups(net, chosen)
     trained, hook = make(net, groups, counts, strength)
     settling = sparse.Settling(hook, groups, counts, settle)
-    loss = tune_(trained, meaning, given, steps, how, (settling,), f"sparse training ({method})", on_step)
+    loss = tune_(trained, meaning, given, steps, how, f"sparse training ({method})", (settling,)).loss
     if isinstance(trained, sparse.Gated):
         trained.fold_()
     scores = _scores(hook, settling.removed)

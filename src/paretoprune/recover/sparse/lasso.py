@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from paretoprune.recover.sparse.groups import Groups
 from paretoprune.recover.sparse.method import check_strength
 
 TINY = 1e-100
+LEAST = 0.5
+"""Of a position that `counts` keeps, so much is left by one step, however long: few steps must not take everything."""
 
 
 class GroupLasso:
@@ -46,6 +49,9 @@ class GroupLasso:
             relative = norms.clamp_min(TINY) / norms.mean().clamp_min(TINY)
             length = self.strength * start / steps / relative**2
             left = (1 - length / norms.clamp_min(TINY)).clamp_min(0)
+            if axis in self.counts:
+                stay = torch.argsort(norms, stable=True)[self.counts[axis] :]
+                left[stay] = left[stay].clamp_min(LEAST)
             self.groups.scale_(axis, left)
 
     def scores(self) -> Mapping[str, Tensor]:
