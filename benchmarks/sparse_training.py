@@ -11,7 +11,6 @@ benchmarks/results/sparse_training.json.
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import subprocess
 import time
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import paretoprune as pp
+from paretoprune.targets import find_target
 
 ROOT = Path(__file__).parent.parent
 COMMAND = "OMP_NUM_THREADS=1 nice -n 10 .venv/bin/python benchmarks/sparse_training.py"
@@ -134,7 +134,7 @@ def main() -> None:
     result = {
         "command": COMMAND,
         "commit": subprocess.run(git, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip(),
-        "machine": {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": "1"},
+        "machine": dict(find_target("onnxruntime").fingerprint()) | {"torch": torch.__version__},
         "wall_s": time.perf_counter() - begun,
         "steps": STEPS,
         "dense": {"mean": statistics.mean(dense), "spread": statistics.stdev(dense)},

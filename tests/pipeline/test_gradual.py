@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 import paretoprune as pp
 from paretoprune.core.errors import DataError, ModelError, PlanError, PruneError, UsageError
+from paretoprune.criteria import criterion_of
 from paretoprune.pipeline import gradual
+from paretoprune.pipeline.choose import chosen_axes
 from paretoprune.pipeline.rounds import DOWN, UP, adjusting, noise_of, pace
+from paretoprune.tasks import task_of
 
 QUICK: dict[str, Any] = {"rounds": 3, "steps_per_round": 4, "lr": 0.005}
 
@@ -62,6 +65,32 @@ def test_a_plan_of_a_later_round_is_within_that_of_an_earlier_one(
     kept = [plan.kept for plan in plans if plan.kept]
     assert len(kept) >= 2
     assert all(set(b[axis]) <= set(a[axis]) for a, b in itertools.pairwise(kept) for axis in a)
+
+
+def work_of(net: nn.Module, example: Tensor, data: pp.Data, **goal: Any) -> gradual._Work:
+    traced = pp.trace(net, example)
+    axes = chosen_axes(traced)
+    target = gradual._Goal(axes, goal.get("ratio"), goal.get("macs"), 1, 1)
+    return gradual._Work(net, traced, target, criterion_of("magnitude"), task_of("classification"), data, {}, None)
+
+
+def test_what_was_trained_is_what_the_next_round_starts_from(net: nn.Module, example: Tensor, data: pp.Data) -> None:
+    """Weights and running statistics, in the full network (zero where something went) and in the next cut."""
+    work = work_of(net, example, data, ratio=0.5)
+    plan = work.plan(1.0, work.scores())
+    pruned = pp.apply(net, example, plan)
+    trained = pp.finetune(pruned, data.train, steps=5, lr=0.05)
+    work.take(trained)
+    again = gradual.carry_out(work.net, work.traced, plan, None).model
+    x = data.validation[0][0]
+    with torch.no_grad():
+        expected = trained.model(x)
+        assert float((expected - pruned.model(x)).abs().max()) > 1e-3
+        torch.testing.assert_close(again(x), expected)
+        torch.testing.assert_close(work.net(x), expected)
+        torch.testing.assert_close(work.traced.program.module(x), expected)
+    later = work.plan(0.1, work.scores())
+    assert later.kept == plan.kept  # no wider than what is left
 
 
 def test_the_drop_limit_takes_a_round_back(net: nn.Module, example: Tensor, data: pp.Data) -> None:

@@ -191,17 +191,11 @@ class _Work:
     def tensors(self) -> list[dict[str, Tensor]]:
         return [graphs.tensors_of(self.net), graphs.tensors_of(self.traced.captured)]
 
-    def snapshot(self) -> list[dict[str, Tensor]]:
-        return [{name: t.detach().clone() for name, t in tensors.items()} for tensors in self.tensors()]
-
-    def restore(self, values: Sequence[Mapping[str, Tensor]]) -> None:
-        with torch.no_grad():
-            for tensors, old in zip(self.tensors(), values, strict=True):
-                for name, tensor in tensors.items():
-                    tensor.copy_(old[name])
-
     def take(self, pruned: Pruned) -> None:
-        """The trained values into the network of full size, zero where a position was removed."""
+        """The trained values into the network of full size, zero where a position was removed.
+
+        A round that is taken back was never put in: it trained copies of what was kept.
+        """
         found = graphs.tensors_of(pruned.model)
         with torch.no_grad():
             for tensors in self.tensors():
@@ -264,7 +258,6 @@ class _Loop:
         for number in range(most):
             if self.max_drop is None:
                 self.amount = max(self.amount, (1 - self.time) * self.rounds / (most - number))
-            values = work.snapshot()
             time, plan = self._next()
             pruned = carry_out(work.net, work.traced, plan, None)
             loss = self._tune(number, pruned)
@@ -275,8 +268,6 @@ class _Loop:
             if row.accepted:
                 work.take(pruned)
                 best, accuracy, self.time, costs["last"] = pruned, row.accuracy, time, now
-            else:
-                work.restore(values)
             if row.accepted and time >= 1:
                 stopped = "target"
                 break
