@@ -23,7 +23,7 @@ if importlib.util.find_spec("torchvision"):  # after `make zoo`; transformers im
 
     torchvision_operators()
 
-_LONGEST = ("faults/test_cli.py", "graph/test_random_", "cli/", "graph/test_memory.py", "faults/test_model_forward.py")
+_LONGEST = ("faults/test_cli.py", "graph/test_random_", "cli/", "graph/test_rules_attention.py")
 """Files that take longest: they start first, so that no worker is left alone with one at the end."""
 
 

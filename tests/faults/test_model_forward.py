@@ -183,6 +183,7 @@ GROWTH = 9
 """Four times the layers cost four times as much where the cost is linear, and sixteen times where it is quadratic."""
 
 
+@pytest.mark.slow
 def test_31_a_hundred_layers_cost_little_more_per_layer_than_25() -> None:
     seconds(deep(5))
     assert seconds(deep(100)) < GROWTH * seconds(deep(25))

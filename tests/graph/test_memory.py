@@ -19,6 +19,7 @@ from paretoprune.graph import values
 SCALE = Path(__file__).parents[2] / "benchmarks" / "scale.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is reset through Linux's /proc")
 def test_pruning_takes_twice_the_weights_at_most() -> None:
     """Capture, scores, check, surgery and rebuild, counted in a fresh process; 117 MB of weights, a small batch."""

@@ -80,7 +80,7 @@ def check_why(front: pp.Front, folder: Path) -> None:
         assert axis.curve[-1] == (axis.size, 0.0)
         assert axis.damage is not None
         assert f"{axis.kept} of {axis.size}" in text
-    assert "Recovery: reconstructed and recalibrated" in text
+    assert "Recovery: reconstructed" in text
     page = render(reporting.report_data(RunFolder.read(folder)))
     for words in ("The answers in detail", "Why: what each member cut", 'class="curve"', "Recovery: reconstructed"):
         assert words in page

@@ -12,6 +12,9 @@ from paretoprune.core.graph import Contraction
 from paretoprune.recover.gram import FEWEST
 from paretoprune.recover.least_squares import Reconstruction, cholesky
 
+ROUNDING = 1e-9
+"""Share of the second moments below which a variance is rounding: a single row has none, and must pull nothing."""
+
 
 class CrossMoments:
     """Sums over the outputs t = W x of a contraction in one network and the rows y (K',) that enter it in another.
@@ -45,12 +48,19 @@ class CrossMoments:
             before, after = self._some(limit, before, after)
         outputs = (before @ self.matrix.to(before).T).to(_summed(before))
         after = after.to(_summed(after))
-        self.cross += (outputs.T @ after).double().cpu()
-        self.second += (after.T @ after).double().cpu()
-        self.energy += outputs.square().sum(dim=0).double().cpu()
-        self.wanted += outputs.sum(dim=0).double().cpu()
-        self.total += after.sum(dim=0).double().cpu()
-        self.rows += len(after)
+        self._count(outputs, after)
+
+    def _count(self, outputs: Tensor, after: Tensor) -> None:
+        """Products of centred rows, the means added in double: else rounding would look like variance."""
+        wanted, mean = outputs.mean(dim=0), after.mean(dim=0)
+        outputs, after = outputs - wanted, after - mean
+        wanted, mean, rows = wanted.double().cpu(), mean.double().cpu(), len(after)
+        self.cross += (outputs.T @ after).double().cpu() + rows * torch.outer(wanted, mean)
+        self.second += (after.T @ after).double().cpu() + rows * torch.outer(mean, mean)
+        self.energy += outputs.square().sum(dim=0).double().cpu() + rows * wanted.square()
+        self.wanted += rows * wanted
+        self.total += rows * mean
+        self.rows += rows
 
     def _some(self, number: int, *tensors: Tensor) -> list[Tensor]:
         chosen = torch.randperm(len(tensors[0]), generator=self.generator)[:number].sort().values
@@ -71,6 +81,7 @@ def refit(start: Tensor, sums: CrossMoments, *, intercept: bool, damping: float)
         raise DataError(
             f"what enters {sums.contraction.node!r} is not finite on the calibration batches: check inputs and weights"
         )
+    size = float(sums.second.diagonal().mean()) / sums.rows
     wanted, mean = sums.wanted / sums.rows, sums.total / sums.rows
     cross, second, energy = sums.cross / sums.rows, sums.second / sums.rows, sums.energy / sums.rows
     if intercept:
@@ -78,7 +89,7 @@ def refit(start: Tensor, sums: CrossMoments, *, intercept: bool, damping: float)
         second = second - torch.outer(mean, mean)
         energy = energy - wanted.square()
     damped = second.clone()
-    level = max(float(second.diagonal().mean()) * damping, torch.finfo(torch.float64).tiny)
+    level = max(float(second.diagonal().mean()) * damping, size * ROUNDING, torch.finfo(torch.float64).tiny)
     damped.diagonal().add_(level)
     new = torch.cholesky_solve((cross + level * start.detach().cpu().double()).T, cholesky(damped)).T
     total = float(energy.sum())
