@@ -201,6 +201,13 @@ def test_45_a_one_shot_generator_is_refused_unread(kept: Any, train: Any, name: 
     assert not read
 
 
+def test_40_labels_out_of_range_show_the_number_of_classes(kept: Any) -> None:
+    model = normed()
+    wrong = [(x, y + 100) for x, y in batches()]
+    for work in (tune, distil):
+        refused(kept, model, DataError, "labels run from", "classes", work=lambda work=work: work(model, wrong))
+
+
 def test_batches_without_labels_say_what_else_there_is(kept: Any) -> None:
     model = normed()
     unlabelled = [x for x, _ in batches()]

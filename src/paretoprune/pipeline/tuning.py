@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from paretoprune import frameworks, recover
 from paretoprune.core.errors import ModelError, UsageError
@@ -53,18 +52,6 @@ def tune_(
     name: str,
     hooks: Sequence[TrainingHook] = (),
 ) -> Trained:
-    """`recover.train` on the task's loss, in place; `hooks` come before those of `training`. Labels are checked."""
+    """`recover.train` on the task's loss, in place; `hooks` come before those of `training`."""
     every: Training = {**training, "hooks": (*hooks, *training.get("hooks", ()))}
-    return recover.train(module, recover.task_loss(_checked(task)), batches, steps=steps, name=name, **every)
-
-
-def _checked(task: Task) -> Task:
-    check = task.check
-    if check is None:
-        return task
-
-    def loss(output: Any, labels: Any) -> Tensor:
-        check(output, labels)
-        return task.loss(output, labels)
-
-    return replace(task, loss=loss)
+    return recover.train(module, recover.task_loss(task), batches, steps=steps, name=name, **every)

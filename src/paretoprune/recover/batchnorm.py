@@ -14,22 +14,16 @@ from paretoprune.core.graph import BatchNorm, Program
 from paretoprune.recover.inputs import device_of, several, to_device
 
 
-class _Moments:
-    """Pooled mean and squared deviations per channel (Chan et al. 1979), in double precision."""
+class Moments:
+    """Pooled mean and squared deviations per channel (dimension 1), double precision, on the CPU (Chan et al. 1979)."""
 
-    def __init__(self, norm: BatchNorm) -> None:
-        self.norm = norm
+    def __init__(self) -> None:
         self.count = 0
         self.mean = torch.zeros(())
         self.deviation = torch.zeros(())
 
     def add(self, entering: Tensor) -> None:
-        values = entering.numel() // entering.shape[1]
-        if values < 2:
-            raise DataError(
-                f"batch norm {self.norm.node!r} sees one value per channel: no variance can be estimated from a "
-                "batch of one sample; give batches of at least 2"
-            )
+        values = values_per_channel(entering)
         dims = [d for d in range(entering.ndim) if d != 1]
         single = entering.detach()
         single = single if single.dtype == torch.float64 else single.float()
@@ -42,6 +36,26 @@ class _Moments:
         self.count = total
 
 
+def values_per_channel(entering: Tensor) -> int:
+    return entering.numel() // entering.shape[1]
+
+
+class _Watched(Moments):
+    """Those of what enters a batch norm that normalises by the batch: a batch must have a variance."""
+
+    def __init__(self, norm: BatchNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def add(self, entering: Tensor) -> None:
+        if values_per_channel(entering) < 2:
+            raise DataError(
+                f"batch norm {self.norm.node!r} sees one value per channel: no variance can be estimated from a "
+                "batch of one sample; give batches of at least 2"
+            )
+        super().add(entering)
+
+
 def recalibrate(program: Program, batches: Iterable[Any], samples: int = 1024) -> tuple[str, ...]:
     """Write the mean and unbiased variance over about `samples` samples into every batch norm's running statistics.
 
@@ -51,7 +65,7 @@ def recalibrate(program: Program, batches: Iterable[Any], samples: int = 1024) -
     """
     if not program.batch_norms:
         return ()
-    found = [_Moments(norm) for norm in program.batch_norms]
+    found = [_Watched(norm) for norm in program.batch_norms]
     watch: dict[str, Callable[[Tensor], None]] = {one.norm.node: one.add for one in found}
     device = device_of(program.module)
     seen = False

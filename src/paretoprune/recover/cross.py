@@ -10,6 +10,7 @@ from torch import Tensor
 from paretoprune.core.errors import DataError
 from paretoprune.core.graph import Contraction
 from paretoprune.recover.gram import FEWEST
+from paretoprune.recover.inputs import chosen
 from paretoprune.recover.least_squares import Reconstruction, cholesky
 
 ROUNDING = 1e-9
@@ -42,10 +43,11 @@ class CrossMoments:
             if not self.rows_each:
                 self.rows_each = float(len(self.contraction.rows(x[:2]))) / min(2, samples)
             if self.rows_each * samples > limit:
-                x, y = self._some(min(samples, max(FEWEST, math.ceil(limit / self.rows_each))), x, y)
+                fewer = min(samples, max(FEWEST, math.ceil(limit / self.rows_each)))
+                x, y = chosen(fewer, self.generator, x, y)
         before, after = self.contraction.rows(x), self.contraction.rows(y)
         if len(before) > limit:
-            before, after = self._some(limit, before, after)
+            before, after = chosen(limit, self.generator, before, after)
         outputs = (before @ self.matrix.to(before).T).to(_summed(before))
         after = after.to(_summed(after))
         self._count(outputs, after)
@@ -61,10 +63,6 @@ class CrossMoments:
         self.wanted += rows * wanted
         self.total += rows * mean
         self.rows += rows
-
-    def _some(self, number: int, *tensors: Tensor) -> list[Tensor]:
-        chosen = torch.randperm(len(tensors[0]), generator=self.generator)[:number].sort().values
-        return [t.index_select(0, chosen.to(t.device)) for t in tensors]
 
 
 def _summed(rows: Tensor) -> torch.dtype:

@@ -13,7 +13,7 @@ from torch import Tensor
 from paretoprune.core.data import batch_size, take
 from paretoprune.core.errors import DataError, PruneError
 from paretoprune.core.graph import Contraction, Program
-from paretoprune.recover.inputs import device_of, part, to_device
+from paretoprune.recover.inputs import chosen, device_of, part, to_device
 
 ROWS_CAP = 50_000
 """Rows per contraction; a convolution gives one per output pixel, neighbours nearly alike: on a halved ResNet-20,
@@ -122,7 +122,7 @@ class _Sum:
             self.rows_each = len(rows) / self.samples
             self.floats_per_sample = rows.numel() // self.samples
         if len(rows) > wanted:
-            rows = self._some(rows, wanted)
+            (rows,) = chosen(wanted, self.generator, rows)
         rows = rows if rows.dtype == torch.float64 else rows.float()
         self.second += (rows.T @ rows).double().cpu()
         self.total += rows.sum(dim=0).double().cpu()
@@ -132,11 +132,8 @@ class _Sum:
         """Whole samples left out first (that saves their rows' making), down to FEWEST of a piece."""
         if entering.shape[0] != self.samples or self.rows_each * self.samples <= wanted:
             return entering
-        return self._some(entering, min(self.samples, max(FEWEST, math.ceil(wanted / self.rows_each))))
-
-    def _some(self, tensor: Tensor, number: int) -> Tensor:
-        chosen = torch.randperm(len(tensor), generator=self.generator)[:number].sort().values
-        return tensor.index_select(0, chosen.to(tensor.device))
+        fewer = min(self.samples, max(FEWEST, math.ceil(wanted / self.rows_each)))
+        return chosen(fewer, self.generator, entering)[0]
 
     def gram(self) -> Gram:
         node = self.contraction.node

@@ -39,6 +39,12 @@ def part(inputs: Example, start: int, stop: int) -> Example:
     return Example(pytree.tree_map(cut, inputs.args), pytree.tree_map(cut, dict(inputs.kwargs)))
 
 
+def chosen(number: int, generator: torch.Generator, *tensors: Tensor) -> list[Tensor]:
+    """The same `number` rows of each, drawn without replacement and kept in order."""
+    picks = torch.randperm(len(tensors[0]), generator=generator)[:number].sort().values
+    return [t.index_select(0, picks.to(t.device)) for t in tensors]
+
+
 def several(batches: Iterable[tuple[Example, Any]]) -> Iterator[tuple[Example, Any]]:
     """The batches, without those of one sample that follow larger ones: one sample has no batch statistics."""
     larger = False

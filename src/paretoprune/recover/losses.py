@@ -30,8 +30,15 @@ def run(module: nn.Module, inputs: Example) -> Any:
     return module(*inputs.args, **inputs.kwargs)
 
 
+def labelled(task: Task, output: Any, labels: Any) -> Tensor:
+    """The task's loss. Where the output is a row for each sample, labels that do not fit it are a DataError."""
+    if task.check is not None and main_output(output).ndim == 2:
+        task.check(output, labels)
+    return task.loss(output, labels)
+
+
 def task_loss(task: Task) -> Loss:
-    """Plain fine-tuning. Raises DataError for a batch without labels."""
+    """Plain fine-tuning. Raises DataError for a batch without labels, or with labels that do not fit."""
 
     def loss(module: nn.Module, batch: Batch) -> Tensor:
         if batch.labels is None:
@@ -39,7 +46,7 @@ def task_loss(task: Task) -> Loss:
                 f"a batch has no labels: the loss of task {task.name!r} needs (x, y) or a dict; without them, distill "
                 "from the network before pruning, or give a loss of your own"
             )
-        return task.loss(run(module, batch.inputs), batch.labels)
+        return labelled(task, run(module, batch.inputs), batch.labels)
 
     return loss
 
@@ -87,7 +94,7 @@ class SoftTargets:
         soft = self._distance(main_output(output), wanted)
         if labels is None or self.task is None:
             return soft
-        return self.alpha * soft + (1 - self.alpha) * self.task.loss(output, labels)
+        return self.alpha * soft + (1 - self.alpha) * labelled(self.task, output, labels)
 
     def _distance(self, given: Tensor, wanted: Tensor) -> Tensor:
         if given.shape != wanted.shape:

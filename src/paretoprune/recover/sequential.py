@@ -25,6 +25,7 @@ from paretoprune.core.data import batch_size, take
 from paretoprune.core.errors import DataError
 from paretoprune.core.graph import BatchNorm, Contraction, Example, Program, Walk
 from paretoprune.recover.apply import Kept, Reconstructed, constant_of, outputs_kept, shift_constant
+from paretoprune.recover.batchnorm import Moments
 from paretoprune.recover.cross import CrossMoments, refit
 from paretoprune.recover.gram import COLUMNS_CAP, ROWS_CAP
 from paretoprune.recover.inputs import device_of, part, to_device
@@ -205,7 +206,7 @@ class _Fit:
         channels = None if dims[0] is None else torch.from_numpy(np.asarray(dims[0], dtype=np.int64))
         if channels is None and all(_same(x, y) for x, y in met):
             return
-        (mean, variance), (mean_new, variance_new) = (_moments([pair[i] for pair in met]) for i in (0, 1))
+        (mean, variance), (mean_new, variance_new) = (_mean_and_variance([pair[i] for pair in met]) for i in (0, 1))
         if channels is not None:
             mean, variance = mean[channels], variance[channels]
         stretch = (variance_new / variance.clamp_min(1e-12)).clamp(1 / MOST_STRETCH, MOST_STRETCH)
@@ -219,14 +220,8 @@ def _same(x: Tensor, y: Tensor) -> bool:
     return x.shape == y.shape and torch.equal(x, y)
 
 
-def _moments(pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance per channel (dimension 1), in double precision on the CPU."""
-    rows = sum(p.numel() // p.shape[1] for p in pieces)
-    mean = sum((_over(p.double()) for p in pieces), start=torch.zeros(())) / rows
-    shape = [1, -1, *(1 for _ in pieces[0].shape[2:])]
-    spread = sum((_over((p.double() - mean.reshape(shape)).square()) for p in pieces), start=torch.zeros(()))
-    return mean.cpu(), (spread / rows).cpu()
-
-
-def _over(values: Tensor) -> Tensor:
-    return values.sum(dim=[d for d in range(values.ndim) if d != 1])
+def _mean_and_variance(pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    moments = Moments()
+    for piece in pieces:
+        moments.add(piece)
+    return moments.mean, moments.deviation / moments.count
