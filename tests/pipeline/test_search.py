@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import paretoprune as pp
 import paretoprune.pipeline.search as search_room
+import paretoprune.targets.cost as cost_room
 import paretoprune.targets.measure as measure_room
 from paretoprune.core.graph import Example
 from paretoprune.pipeline import artefact, candidates
@@ -47,7 +48,7 @@ def accuracy(path: Path, batches: Iterable[Any]) -> float:
     return float(torch.cat(hits).double().mean())
 
 
-# -- once, with costs and latencies that are really measured ----------------------------------------------------------
+# -- once, with latencies that are really measured ------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,11 @@ class Done:
 
 @pytest.fixture(scope="session")
 def done(
-    make_net: Callable[[], nn.Module], example: Tensor, data: pp.Data, tmp_path_factory: pytest.TempPathFactory
+    make_net: Callable[[], nn.Module],
+    example: Tensor,
+    data: pp.Data,
+    costs: Callable[..., float],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Done:
     folder = tmp_path_factory.mktemp("search") / "run"
 
@@ -70,6 +75,7 @@ def done(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(artefact, "timing", lambda threads: Timing(pairs=20, max_pairs=60, min_sample_ms=0.5))
         patch.setattr(measure_room, "peak_memory", lambda *args, **options: None)
+        patch.setattr(cost_room, "measure_layer", costs)
         return Done(run(), folder, run)
 
 
@@ -84,9 +90,8 @@ def test_the_original_is_there_once_with_speedup_one(done: Done) -> None:
 
 
 def test_candidates_come_in_both_precisions_and_differ(done: Done) -> None:
-    """How many there are is the clock's word: on a busy machine a narrower layer may look no cheaper."""
     made = [c for c in done.front.candidates if c.name.startswith("c")]
-    assert len(made) == 2 * len(journal(done.folder).done("chosen", "widths")) > 0
+    assert len(made) >= 4
     assert {c.precision for c in made} == {"fp32", "int8"}
     assert all(c.macs < done.front.original.macs for c in made)
     assert len({c.macs for c in made if c.precision == "fp32"}) == len(made) // 2

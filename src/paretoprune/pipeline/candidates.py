@@ -112,7 +112,7 @@ def _make(study: Study, plan: Plan, name: str, steps: int) -> None:
         cut = graphs.cut(study.traced, plan)
         graphs.check(study.traced, plan)
     with study.timed("reconstruct"):
-        notes = reconstruct(study.traced, cut, study.calibration)
+        notes = reconstruct(study.traced, cut, study.calibration, study.settings.calibration_samples)
     recovery = _distil_if_better(study, cut, steps) if steps else RECONSTRUCTED
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
     pruned = Pruned(

@@ -169,11 +169,11 @@ def carry_out(
     return Pruned(result, plan, cut.kept, cut.program, *macs, tuple(notes), blueprint(model, own, traced.example))
 
 
-def reconstruct(traced: TracedGraph, cut: graphs.Cut, batches: Iterable[Any]) -> list[str]:
+def reconstruct(
+    traced: TracedGraph, cut: graphs.Cut, batches: Iterable[Any], samples: int = RECONSTRUCTION_SAMPLES
+) -> list[str]:
     """Least squares along the network, for every layer whose inputs changed; what was left alone, as sentences."""
-    done = recover.reconstruct_sequentially(
-        traced.program, cut.program, cut.kept, batches, samples=RECONSTRUCTION_SAMPLES
-    )
+    done = recover.reconstruct_sequentially(traced.program, cut.program, cut.kept, batches, samples=samples)
     notes = [f"'{r.weight}' was not reconstructed: {r.left}" for r in done.layers if r.left]
     if done.fewer:
         notes.append(f"reconstruction saw {done.samples} samples: more activations would not have fitted into memory")
