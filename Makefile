@@ -25,13 +25,14 @@ help:
 	@echo "make zoo     prune real networks and judge them, beside Torch-Pruning; hours (ZOO='--only own/*' takes a part)"
 	@echo "make clean   remove build products and caches (runs/ and .venv/ stay)"
 
+# What is imported is compiled then; all of torch at once takes two minutes.
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --no-deps -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --no-compile --no-deps -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[dev]"
 	@touch $@
 
 demo: $(STAMP)
