@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from paretoprune import graph as graphs
 from paretoprune.core.plan import Plan
-from paretoprune.graph import values
+from paretoprune.graph import rebuild_gradients, surgery, values
 
 SCALE = Path(__file__).parents[2] / "benchmarks" / "scale.py"
 
@@ -53,3 +55,51 @@ def test_a_matrix_by_rows_is_the_matrix(weights: values.Weights, monkeypatch: py
             assert len(pieces) > 10
             torch.testing.assert_close(torch.cat(pieces), side[name], rtol=0, atol=0)
     graphs.check(graph, plan)
+
+
+class Bent(nn.Module):
+    """The same values at every `bend`, with gradients of the first layer that are 1 + bend times as large."""
+
+    def __init__(self, bend: float = 0.0, trains: bool = True):
+        super().__init__()
+        self.bend, self.trains = bend, trains
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.one(x))
+        result: Tensor = self.two(hidden + self.bend * (hidden - hidden.detach()))
+        return result if self.trains else result.detach()
+
+
+@pytest.mark.parametrize("most", [64, 16 << 20])
+def test_gradients_are_compared_in_turn_and_together(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turn for a matrix larger than `most`, of which only products are compared."""
+    monkeypatch.setattr(rebuild_gradients, "GRADIENT_BYTES", most)
+    x = torch.randn(2, 6)
+    program = graphs.trace(Bent().eval(), x).program.module
+    large, rest = rebuild_gradients.chunks_of(Bent(), program)
+    assert (large, len(rest)) == (([["one.weight"], ["two.weight"]], 2) if most == 64 else ([], 1))
+
+    def found(network: nn.Module) -> graphs.Difference | None:
+        assert not graphs.put_tensors(network.eval(), graphs.tensors_of(program))
+        return graphs.difference(network, program, graphs.trace(Bent().eval(), x).example)
+
+    assert found(Bent()) is None
+    bent, untrained = found(Bent(bend=0.1)), found(Bent(trains=False))
+    assert bent is not None
+    assert bent.why.startswith("the gradient of 'one.weight' differs")
+    assert untrained is not None
+    assert untrained.why.startswith("its outputs can be trained")
+
+
+def test_pieces_make_up_the_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surgery, "_BLOCK_BYTES", 100)
+    tensor, rows, columns = torch.randn(7, 5, 3), np.array([0, 2, 3, 6]), np.array([1, 4])
+    for kept in ((None, None, None), (rows, None, None), (None, columns, None), (rows, columns, None)):
+        whole = graphs.slice_tensor(tensor, kept)
+        expected = tensor[rows] if kept[0] is not None else tensor
+        assert torch.equal(whole, expected[:, columns] if kept[1] is not None else expected)
+        pieces = list(graphs.pieces_of(tensor, kept))
+        assert len(pieces) > 1 or kept == (None, None, None)
+        assert all(torch.equal(whole[place], piece) for place, piece in pieces)
+        assert sum(piece.numel() for _, piece in pieces) == whole.numel()

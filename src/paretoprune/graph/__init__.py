@@ -13,7 +13,7 @@ from paretoprune.graph.rebuild_edits import Edits, apply_edits
 from paretoprune.graph.rebuild_thin import put_thin, rebuilt_thin
 from paretoprune.graph.reference import check, randomised
 from paretoprune.graph.serialize import dump, load
-from paretoprune.graph.surgery import Cut, cut, slice_tensor
+from paretoprune.graph.surgery import Cut, Pieces, cut, pieces_of, slice_tensor
 from paretoprune.graph.taps import hidden_nodes, kept_at, new_parameters, selected, tapped
 from paretoprune.graph.thin import ThinNames, names_of, thinned
 from paretoprune.graph.thin_check import check_thin
@@ -23,6 +23,7 @@ __all__ = [
     "Cut",
     "Difference",
     "Edits",
+    "Pieces",
     "Rebuilt",
     "Split",
     "ThinNames",
@@ -44,6 +45,7 @@ __all__ = [
     "names_of",
     "new_parameters",
     "outputs_differ",
+    "pieces_of",
     "private_copy",
     "put_identities",
     "put_tensors",

@@ -17,7 +17,7 @@ from paretoprune.graph.rebuild_evidence import gather, nodes_by_module
 from paretoprune.graph.rebuild_layers import layer_sizes
 from paretoprune.graph.rebuild_search import search
 from paretoprune.graph.rebuild_slots import slots_of
-from paretoprune.graph.surgery import Cut, slice_tensor
+from paretoprune.graph.surgery import Cut, Pieces, pieces_of
 from paretoprune.graph.traced import TracedGraph, tensors_of
 
 
@@ -59,8 +59,8 @@ def rebuilt(model: nn.Module, graph: TracedGraph, cut: Cut) -> Rebuilt:
     originals = tensors_of(graph.captured)
     tried: list[tuple[nn.Module, Edits]] = []
 
-    def made(name: str) -> torch.Tensor:
-        return slice_tensor(originals[name].detach(), cut.kept[name])
+    def made(name: str) -> Pieces:
+        return pieces_of(originals[name].detach(), cut.kept[name])
 
     def attempt(values: Iterable[int]) -> Difference | None:
         clone = _clone(model, cut.program.module, passed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import sqrt
 from types import TracebackType
@@ -20,14 +20,11 @@ from paretoprune.graph.inference import paths_of
 from paretoprune.graph.inputs import fresh
 from paretoprune.graph.model import forget
 from paretoprune.graph.program import call
+from paretoprune.graph.rebuild_close import PIECE, all_close
+from paretoprune.graph.rebuild_gradients import Chunk, Gradients, apart, chunks_of, gradients, loss
 from paretoprune.graph.reference import randomised
+from paretoprune.graph.surgery import Pieces
 
-GRADIENT_BYTES = 16 << 20
-"""Gradients that are compared at a time; a sixteenth of a large network's."""
-NOISE = 1e-6
-"""Times the largest gradient beside it: what rounding leaves of one that is zero, as a bias before a normalisation."""
-_PIECE = 1 << 16
-"""Elements that are drawn or compared at a time."""
 _FAILURES = (
     RuntimeError,
     ValueError,
@@ -40,8 +37,7 @@ _FAILURES = (
     NotImplementedError,
 )
 """What a forward raises at sizes that it was not made for."""
-_TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference over the output's scale, for the coarser types."""
+_UNTRAINED = "its outputs can be trained and the rewritten graph's cannot, or the other way round"
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Difference:
 
 
 def difference(
-    clone: nn.Module, program: fx.GraphModule, example: Example, made: Callable[[str], torch.Tensor] | None = None
+    clone: nn.Module, program: fx.GraphModule, example: Example, made: Callable[[str], Pieces] | None = None
 ) -> Difference | None:
     """None if outputs and gradients agree at two batch sizes, with the network's own weights and with random ones.
 
@@ -62,15 +58,20 @@ def difference(
 
     Random weights show what own ones may hide: with small weights the scale of an attention hardly matters. The two
     modules share memory, so they see the same ones.
+
+    A heap that has grown does not shrink again. So large gradients, which are no part of it, come first, while it is
+    small, and the larger batch comes first, in whose room the other fits.
     """
-    first, second = (randomised(example, seed, batch) for seed, batch in ((2, 2), (3, 3)))
+    three, two = (randomised(example, batch, batch) for batch in (3, 2))
+    large, rest = chunks_of(clone, program)
     with without_cache(clone):
-        for inputs in (first, second):
-            if found := _compare_call(clone, program, inputs):
-                return found
+        for chunks in (large, rest) if large else (rest,):
+            for inputs in (three, two):
+                if found := _compare_call(clone, program, inputs, chunks, in_turn=chunks is large):
+                    return found
         forget(clone)
         with _random_weights(program, made), torch.no_grad():
-            return _compare_outputs(clone, program, first)
+            return _compare_outputs(clone, program, two)
 
 
 def figures(network: nn.Module, example: Example) -> list[tuple[float, ...]]:
@@ -92,7 +93,7 @@ def outputs_differ(one: nn.Module, other: nn.Module, example: Example) -> Differ
             theirs, failed = _run(one, inputs)
             if failed:
                 return failed
-            if not _all_close(theirs, _leaves(call(other, fresh(inputs)))):
+            if not all_close(theirs, _leaves(call(other, fresh(inputs)))):
                 return Difference("they give other values", _first_apart(one, other, inputs))
     return None
 
@@ -120,17 +121,59 @@ def _traced(module: nn.Module, inputs: Example) -> list[tuple[str, tuple[float, 
     return found
 
 
-def _compare_call(clone: nn.Module, program: fx.GraphModule, inputs: Example) -> Difference | None:
+def _compare_call(
+    clone: nn.Module, program: fx.GraphModule, inputs: Example, chunks: Sequence[Chunk], *, in_turn: bool
+) -> Difference | None:
+    """Outputs, and the gradients of `chunks`. `in_turn`: what autograd keeps of one network goes before the other's."""
     theirs, failed = _run(clone, inputs)
     if failed and _run(program, inputs)[1]:  # a network that cannot run with gradients is compared without
         with torch.no_grad():
             return _compare_outputs(clone, program, inputs)
     if failed:
         return failed
-    ours = _leaves(call(program, fresh(inputs)))
-    if not _all_close(theirs, ours):
+    theirs = [t.detach() for t in theirs] if in_turn else theirs
+    with torch.no_grad() if in_turn else nullcontext():
+        ours = _leaves(call(program, fresh(inputs)))
+    if not all_close(theirs, ours):
         return _wrong_values(clone, program, inputs)
-    return _compare_gradients(clone, program, theirs, ours)
+    if not in_turn:
+        return _compare_gradients(clone, program, theirs, ours, chunks)
+    del theirs, ours
+    return _compare_in_turn(clone, program, inputs, chunks)
+
+
+def _compare_gradients(
+    clone: nn.Module,
+    program: nn.Module,
+    theirs: Sequence[torch.Tensor],
+    ours: Sequence[torch.Tensor],
+    chunks: Iterable[Chunk],
+) -> Difference | None:
+    mine, total = loss(theirs), loss(ours)
+    if mine is None or total is None:
+        return None if mine is total else Difference(_UNTRAINED)
+    wrong = (apart(c, gradients(mine, clone, c), gradients(total, program, c)) for c in chunks)
+    return _wrong_gradient(wrong)
+
+
+def _compare_in_turn(
+    clone: nn.Module, program: nn.Module, inputs: Example, chunks: Sequence[Chunk]
+) -> Difference | None:
+    theirs, ours = (_gradients_alone(module, inputs, chunks) for module in (clone, program))
+    if theirs is None or ours is None:
+        return None if theirs is ours else Difference(_UNTRAINED)
+    return _wrong_gradient(map(apart, chunks, theirs, ours))
+
+
+def _gradients_alone(module: nn.Module, inputs: Example, chunks: Iterable[Chunk]) -> list[Gradients] | None:
+    total = loss(_leaves(call(module, fresh(inputs))))
+    return None if total is None else [gradients(total, module, chunk) for chunk in chunks]
+
+
+def _wrong_gradient(names: Iterable[str]) -> Difference | None:
+    name = next(filter(None, names), "")
+    why = f"the gradient of '{name}' differs from the rewritten graph's"
+    return Difference(why, name.rpartition(".")[0]) if name else None
 
 
 def _compare_outputs(clone: nn.Module, program: fx.GraphModule, inputs: Example) -> Difference | None:
@@ -138,7 +181,7 @@ def _compare_outputs(clone: nn.Module, program: fx.GraphModule, inputs: Example)
     if failed:
         return failed
     ours = _leaves(call(program, fresh(inputs)))
-    return None if _all_close(theirs, ours) else _wrong_values(clone, program, inputs)
+    return None if all_close(theirs, ours) else _wrong_values(clone, program, inputs)
 
 
 def _run(clone: nn.Module, inputs: Example) -> tuple[list[torch.Tensor], Difference | None]:
@@ -231,15 +274,15 @@ def _near(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 @contextmanager
-def _random_weights(program: nn.Module, made: Callable[[str], torch.Tensor] | None) -> Iterator[None]:
+def _random_weights(program: nn.Module, made: Callable[[str], Pieces] | None) -> Iterator[None]:
     """Floating parameters hold random values: vectors around one, matrices with columns of length one."""
     generator = torch.Generator().manual_seed(0)
     parameters = {n: p for n, p in program.named_parameters() if p.is_floating_point() and p.numel()}
-    changed = {n: p.detach().clone() for n, p in parameters.items() if made is None or not torch.equal(p, made(n))}
+    changed = {n: p.detach().clone() for n, p in parameters.items() if made is None or not _consists(p, made(n))}
     try:
         with torch.no_grad():
             for p in parameters.values():
-                rows = max(1, _PIECE // max(p[0].numel(), 1)) if p.ndim else 1
+                rows = max(1, PIECE // max(p[0].numel(), 1)) if p.ndim else 1
                 for piece in p.split(rows) if p.ndim else (p,):  # type: ignore[no-untyped-call]
                     piece.copy_(torch.randn(piece.shape, generator=generator))
                 p.abs_().add_(0.5) if p.ndim < 2 else p.div_(sqrt(max(p[0].numel(), 1)))
@@ -247,102 +290,13 @@ def _random_weights(program: nn.Module, made: Callable[[str], torch.Tensor] | No
     finally:
         with torch.no_grad():
             for n, p in parameters.items():
-                p.copy_(changed[n] if made is None or n in changed else made(n))
+                for place, piece in [(..., changed[n])] if made is None or n in changed else made(n):
+                    p[place].copy_(piece)
 
 
-# -- gradients ---------------------------------------------------------------------------------------------------------
-
-
-def _compare_gradients(
-    clone: nn.Module, program: nn.Module, theirs: list[torch.Tensor], ours: list[torch.Tensor]
-) -> Difference | None:
-    """Some parameters at a time, for gradients of a whole network are as large as it is."""
-    totals = [_trained(outputs) for outputs in (theirs, ours)]
-    mine, named = (dict(m.named_parameters(remove_duplicate=False)) for m in (clone, program))
-    names = [n for n, p in program.named_parameters() if p.requires_grad and n in mine]
-    if (totals[0] is None) != (totals[1] is None):
-        return Difference("its outputs can be trained and the rewritten graph's cannot, or the other way round")
-    for chunk in _chunks(names, named):
-        grads = [
-            _gradients(total, [of[n] for n in chunk])
-            for total, of in zip(totals, (mine, named), strict=True)
-            if total is not None
-        ]
-        if not grads:
-            return None
-        noise = NOISE * max((_scale(g) for g in grads[-1] if g is not None), default=0.0)
-        for name, a, b in zip(chunk, *grads, strict=True):
-            if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b, noise)):
-                return Difference(
-                    f"the gradient of '{name}' differs from the rewritten graph's", name.rpartition(".")[0]
-                )
-        del grads, a, b  # before the next ones are made
-    return None
-
-
-def _gradients(total: torch.Tensor, of: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-    """Gradients; of a large matrix only its products with two random vectors, one for each of its sides."""
-    found = torch.autograd.grad(total, of, allow_unused=True, retain_graph=True)
-    return [_products(g) if g is not None and g.nbytes > GRADIENT_BYTES and g.ndim > 1 else g for g in found]
-
-
-def _products(gradient: torch.Tensor) -> torch.Tensor:
-    matrix = gradient.flatten(1)
-    generator = torch.Generator().manual_seed(7)
-    left, right = (torch.randn(n, generator=generator).to(matrix) for n in matrix.shape)
-    return torch.cat([left @ matrix / sqrt(len(left)), matrix @ right / sqrt(len(right))])
-
-
-def _trained(outputs: list[torch.Tensor]) -> torch.Tensor | None:
-    """A loss whose gradient is large everywhere; the squares of a normalised output, say, have none."""
-    generator = torch.Generator().manual_seed(5)
-    totals = []
-    for output in (o for o in outputs if o.requires_grad):
-        weight = torch.randn(output.shape, generator=generator).to(output.device)
-        totals.append((output.abs() if output.is_complex() else output).mul(weight).double().sum())
-    return torch.stack(totals).sum() if totals else None
-
-
-def _chunks(names: list[str], tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """Names by turns, each chunk below GRADIENT_BYTES (or a sixteenth of all) or a single name."""
-    sizes = {n: tensors[n].numel() * tensors[n].element_size() for n in names}
-    most = max(GRADIENT_BYTES, sum(sizes.values()) // 16)
-    chunks: list[list[str]] = []
-    left = 0
-    for name, size in sizes.items():
-        if size > left:
-            chunks.append([])
-            left = most
-        chunks[-1].append(name)
-        left -= size
-    return chunks
+def _consists(whole: torch.Tensor, pieces: Pieces) -> bool:
+    return all(torch.equal(whole[place], piece) for place, piece in pieces)
 
 
 def _leaves(output: Any) -> list[torch.Tensor]:
     return [v for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
-
-
-def _all_close(theirs: Sequence[torch.Tensor], ours: Sequence[torch.Tensor]) -> bool:
-    return len(ours) == len(theirs) and all(_close(a, b) for a, b in zip(theirs, ours, strict=True))
-
-
-def _close(a: torch.Tensor, b: torch.Tensor, noise: float = 0.0) -> bool:
-    """`noise`: differences up to here count for nothing."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not a.is_floating_point() and not a.is_complex():
-        return torch.equal(a, b.to(a.device))
-    tolerance = _TOLERANCE.get(b.dtype, 1e-3)
-    slack = _TOLERANCE.get(b.dtype, 1e-4) * _scale(b.detach()) + noise + 1e-12
-    pairs = zip(_blocks(a.detach()), _blocks(b.detach().to(a.device)), strict=True)
-    return all(torch.allclose(x, y, rtol=tolerance, atol=slack, equal_nan=True) for x, y in pairs)
-
-
-def _scale(value: torch.Tensor) -> float:
-    """The largest finite magnitude."""
-    return max((float(v.abs().nan_to_num(0, 0, 0).max()) for v in _blocks(value) if v.numel()), default=0.0)
-
-
-def _blocks(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A piece at a time, for gradients are large and a comparison makes several copies."""
-    return tuple(value.reshape(-1).split(_PIECE))  # type: ignore[no-untyped-call]

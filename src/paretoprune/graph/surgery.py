@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from paretoprune.graph.program import GraphProgram, runnable
 from paretoprune.graph.traced import TracedGraph, tensors_of
 
 Kept = dict[str, tuple[NDArray[np.int64] | None, ...]]
+Pieces = Iterator[tuple[Any, torch.Tensor]]
+"""(index of a piece in a tensor, its values); the pieces make up the tensor."""
 
 
 @dataclass(frozen=True)
@@ -135,17 +138,24 @@ def slice_tensor(
     `into`: where to put it, perhaps of another type.
     """
     result = tensor.new_empty(sliced_shape(tensor, kept)) if into is None else into
+    for place, piece in pieces_of(tensor, kept):
+        result[place].copy_(piece)
+    return result
+
+
+def pieces_of(tensor: torch.Tensor, kept: tuple[NDArray[np.int64] | None, ...]) -> Pieces:
+    """The kept indices of each dim, a few at a time, with the place of each piece in the whole of them."""
     chosen = [(d, torch.from_numpy(k).to(tensor.device)) for d, k in enumerate(kept) if k is not None]
     if not chosen:
-        return result.copy_(tensor)
+        yield ..., tensor
+        return
     (first, rows), *others = chosen
     width = max(1, _BLOCK_BYTES * tensor.shape[first] // max(tensor.numel() * tensor.element_size(), 1))
     for start in range(0, len(rows), width):
         part = tensor.index_select(first, rows[start : start + width])
         for dim, index in others:
             part = part.index_select(dim, index)
-        result.narrow(first, start, part.shape[first]).copy_(part)
-    return result
+        yield (*[slice(None)] * first, slice(start, start + part.shape[first])), part
 
 
 def sliced_shape(tensor: torch.Tensor, kept: tuple[NDArray[np.int64] | None, ...]) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from paretoprune import frameworks
@@ -70,8 +69,8 @@ def rebuilt(model: nn.Module, traced: TracedGraph, cut: Cut) -> Rebuilt:
         return Rebuilt(None, why)
     originals = graphs.tensors_of(traced.captured)
 
-    def made(name: str) -> torch.Tensor:
-        return graphs.slice_tensor(originals[name].detach(), cut.kept[name])
+    def made(name: str) -> graphs.Pieces:
+        return graphs.pieces_of(originals[name].detach(), cut.kept[name])
 
     wrong = graphs.difference(twin, program, traced.example, made)
     return Rebuilt(None, wrong.why) if wrong is not None else Rebuilt(twin, "")
