@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.files import save as save
     from paretoprune.pipeline.gradual import prune_gradually as prune_gradually
     from paretoprune.pipeline.handing_back import hand_back as hand_back
+    from paretoprune.pipeline.nesting import distill_nested as distill_nested
     from paretoprune.pipeline.opening import trace as trace
     from paretoprune.pipeline.prune import apply as apply
     from paretoprune.pipeline.prune import prune as prune
@@ -53,6 +54,7 @@ _HOMES = {
     "apply": "pipeline.prune",
     "auto_prune": "pipeline.search",
     "distill": "pipeline.recovering",
+    "distill_nested": "pipeline.nesting",
     "evaluate": "pipeline.evaluating",
     "export": "pipeline.runtime",
     "finetune": "pipeline.recovering",
@@ -84,6 +86,7 @@ __all__ = [
     "apply",
     "auto_prune",
     "distill",
+    "distill_nested",
     "errors",
     "evaluate",
     "export",

@@ -52,7 +52,7 @@ def finetune(
     is not finite.
     """
     given = _one_of(task, loss, step)
-    return _trained(network, given, batches, _steps(steps, epochs, batches), "fine-tuning", _options(training, lr))
+    return _trained(network, given, batches, steps_of(steps, epochs, batches), "fine-tuning", options_of(training, lr))
 
 
 def distill(
@@ -88,7 +88,7 @@ def distill(
     place = torch.device(training.get("device", "cpu"))
     meaning = None if task is None else task_of(task)
     about = {"temperature": temperature, "alpha": alpha, "hidden": hidden_weight if hidden or blockwise else None}
-    count, options = _steps(steps, epochs, batches), _options(training, lr)
+    count, options = steps_of(steps, epochs, batches), options_of(training, lr)
     if not hidden and not blockwise:
         goal = recover.SoftTargets(recover.frozen_copy(teacher, place), meaning, temperature, alpha)
         return _trained(student, goal, batches, count, "distillation", options, about)
@@ -113,7 +113,7 @@ def _one_of(task: str | Task, loss: OwnLoss | None, step: OwnStep | None) -> Los
     return recover.task_loss(task_of(task)) if loss is None else recover.own_loss(loss)
 
 
-def _steps(steps: int | None, epochs: int | None, batches: Iterable[Any]) -> int:
+def steps_of(steps: int | None, epochs: int | None, batches: Iterable[Any]) -> int:
     if (steps is None) == (epochs is None):
         raise UsageError(f"steps={steps} and epochs={epochs}: give one of the two")
     if steps is not None:
@@ -139,7 +139,7 @@ def private(network: Pruned | nn.Module) -> nn.Module:
     return module
 
 
-def _options(training: Training, lr: float) -> Training:
+def options_of(training: Training, lr: float) -> Training:
     return {**training, "optimizer": training.get("optimizer") or sgd(lr)}
 
 

@@ -20,6 +20,7 @@ from paretoprune.recover.low_rank import (
     program_errors,
     rank_errors,
 )
+from paretoprune.recover.nested import Nested, Sandwich
 from paretoprune.recover.sequential import Sequential, reconstruct_sequentially
 from paretoprune.recover.training import Training, train
 
@@ -29,9 +30,11 @@ __all__ = [
     "Factors",
     "Gram",
     "Hidden",
+    "Nested",
     "Order",
     "Reconstructed",
     "Reconstruction",
+    "Sandwich",
     "Sequential",
     "SoftTargets",
     "Trained",
