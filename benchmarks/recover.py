@@ -112,8 +112,10 @@ class Bench:
         return pp.prune(self.model, known[0][0][:2], macs=share, calibration=known, **how)
 
     def trained(self, pruned: Pruned, steps: int, seed: int) -> Pruned:
-        train = self.cifar.Batches(self.images[: self.cifar.TRAIN], self.labels[: self.cifar.TRAIN], augment=True)
-        return pp.distill(pruned, self.model, train, steps=steps, seed=seed)
+        return pp.distill(pruned, self.model, self.training(), steps=steps, seed=seed)
+
+    def training(self) -> Batches:
+        return self.cifar.Batches(self.images[: self.cifar.TRAIN], self.labels[: self.cifar.TRAIN], augment=True)
 
 
 def accuracy(model: nn.Module, batches: Batches) -> float:

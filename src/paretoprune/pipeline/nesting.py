@@ -12,10 +12,11 @@ from torch import nn
 from paretoprune import recover
 from paretoprune.core.data import take
 from paretoprune.core.errors import SurgeryError, UsageError
-from paretoprune.core.graph import Example
 from paretoprune.core.outputs import main_output
 from paretoprune.core.protocols import Task
+from paretoprune.graph import tensors_of
 from paretoprune.pipeline.handing_back import with_values
+from paretoprune.pipeline.prune import RECALIBRATION_SAMPLES
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.pipeline.recovering import distill, options_of, private, steps_of
 from paretoprune.recover import Training
@@ -27,6 +28,8 @@ from paretoprune.recover.training import LR
 from paretoprune.tasks import task_of
 
 NAME = "the nested network"
+POLISH_LR = 0.25
+"""Learning rate of the polish over that of the training before it."""
 
 
 def distill_nested(
@@ -48,8 +51,8 @@ def distill_nested(
 
     One nested network: what training changes of a weight is shared by all students that kept it, so that a step for one
     is a step for those that contain it. In every step the largest, the smallest and `between` others (by their MACs)
-    answer the same batch, and the teacher answers it once. Batch-norm statistics are each student's own. Afterwards
-    each is distilled alone for `polish` steps, at a tenth of the learning rate.
+    answer the same batch, and the teacher answers it once. Batch-norm statistics are each student's own and are taken
+    again at the end. Then each is distilled alone for `polish` steps, at a quarter of `lr`.
 
     `students`: results of `prune` or `apply` for one and the same network, without low ranks; best with a criterion
     that gives every one of them the same order, and with calibration. The loss and the other keywords are those of
@@ -70,21 +73,31 @@ def distill_nested(
         nested, Sandwich(soft, between), batches, steps=count, name=NAME, about=about, **options_of(training, lr)
     )
     found = {i: with_values(students[i], nested.tensors(at)) for at, i in enumerate(order)}
-    home = device_of(nested)
-    with private_randomness(0, home):
-        sample = to_device(next(take(batches, 1))[0], home)
-    for at, i in enumerate(order):
-        _prove(nested, at, found[i], sample)
+    with private_randomness(0, device_of(nested)):
+        for at, i in enumerate(order):
+            _prove(nested, at, found[i], batches)
+            found[i] = _recalibrated(found[i], batches)
     if polish:
         for i, student in found.items():
-            alone: Training = {**training}
-            if (folder := training.get("checkpoint")) is not None:
-                alone["checkpoint"] = Path(folder) / f"polish-{i:02d}"
+            how = _under(training, f"polish-{i:02d}")
             found[i] = distill(
-                student, teacher, batches, task=task, steps=polish, lr=lr / 10, temperature=temperature, alpha=alpha,
-                **alone,
-            )  # fmt: skip
+                student,
+                teacher,
+                batches,
+                task=task,
+                steps=polish,
+                lr=lr * POLISH_LR,
+                temperature=temperature,
+                alpha=alpha,
+                **how,
+            )
     return tuple(found[i] for i in range(len(students)))
+
+
+def _under(training: Training, name: str) -> Training:
+    """The same training with a checkpoint folder of its own."""
+    folder = training.get("checkpoint")
+    return training if folder is None else {**training, "checkpoint": Path(folder) / name}
 
 
 def _check(students: Sequence[Pruned], polish: int, between: int) -> None:
@@ -104,8 +117,9 @@ def _check(students: Sequence[Pruned], polish: int, between: int) -> None:
             raise UsageError(f"{name}={value!r}: give a whole number of at least 0")
 
 
-def _prove(nested: Nested, at: int, student: Pruned, inputs: Example) -> None:
+def _prove(nested: Nested, at: int, student: Pruned, batches: Iterable[Any]) -> None:
     """What is handed out answers as the member did: its forward really read the shared weights."""
+    inputs = to_device(next(take(batches, 1))[0], device_of(nested))
     nested.eval()
     with torch.no_grad():
         theirs = main_output(nested(at, inputs))
@@ -115,3 +129,11 @@ def _prove(nested: Nested, at: int, student: Pruned, inputs: Example) -> None:
             f"{type(student.model).__name__} does not read its parameters where they are held, so that it cannot be a "
             "member of a nested network: distil it alone"
         )
+
+
+def _recalibrated(student: Pruned, batches: Iterable[Any]) -> Pruned:
+    """Statistics of batch norms that were sampled seldom lag behind the weights."""
+    if not student.program.batch_norms:
+        return student
+    recover.recalibrate(student.program, batches, samples=RECALIBRATION_SAMPLES)
+    return with_values(student, tensors_of(student.program.module))
