@@ -106,12 +106,7 @@ def main() -> None:
     if given.child:
         print(MARK + json.dumps(measured(given.child, given.threads)))
         return
-    result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
-        "machine": machine_facts(),
-    }
-    result["rows"] = []
+    rows: list[dict[str, Any]] = []
     for count in given.images:
         command = [sys.executable, __file__, "--child", str(count), "--threads", str(given.threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
