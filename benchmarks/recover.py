@@ -4,7 +4,7 @@
 
 free    channels alone, and low rank ("auto", in space, `--align`), at 1.5 and 2.11 times fewer MACs: 1,024 of the first
         45,000 training images, another draw of them for each seed; no gradient step.
-short   the channels of 2.11 times fewer MACs, then 200 steps of distillation of batch 128.
+short   either at 2.11 times fewer MACs, then 200 steps of distillation of batch 128.
 epoch   the same for one epoch of the 45,000.
 
 The test set is read once for each final network. Settings were chosen on validation images (the last 5,000 training
@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ RESULT = ROOT / "benchmarks" / "results" / "recover.json"
 IMAGES = 1024
 SHARES = {"1.5": 1 / 1.5, "2.11": 1 / 2.11}
 CRITERION = "reconstruction"
+WAYS = ("channels", "low rank")
 STEPS = {"short": 200, "epoch": 45_000 // 128}
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -44,6 +45,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--parts", nargs="+", default=["free", "short"], choices=["free", *STEPS])
+    options.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     options.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     options.add_argument("--align", type=int, default=16, help="of the ranks; of channels it is 1")
     options.add_argument("--threads", type=int, default=2)
@@ -52,7 +54,7 @@ def main() -> None:
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
     result |= {"commands": [*result.get("commands", []), " ".join(["python", *sys.argv])]}
     done = {(r["part"], r["way"], r["fewer"], r["seed"]) for r in result["rows"]}
-    bench = Bench(given.align)
+    bench = Bench(given.align, given.ways)
     for part in given.parts:
         for seed in given.seeds:
             for row in bench.rows(part, seed, done):
@@ -67,11 +69,11 @@ def main() -> None:
 
 
 class Bench:
-    def __init__(self, align: int) -> None:
+    def __init__(self, align: int, ways: Sequence[str] = WAYS) -> None:
         sys.path.insert(0, str(ROOT / "examples"))
         import cifar10
 
-        self.cifar, self.align = cifar10, align
+        self.cifar, self.align, self.ways = cifar10, align, ways
         folder = cifar10.folder_of(None)
         self.images, self.labels = cifar10.decoded(folder / cifar10.ARCHIVE, "train")
         self.test = cifar10.Batches(*cifar10.decoded(folder / cifar10.ARCHIVE, "test"))
@@ -80,11 +82,8 @@ class Bench:
         self.model.eval()
 
     def rows(self, part: str, seed: int, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-        wanted = (
-            [(w, f) for w in ("channels", "low rank") for f in SHARES] if part == "free" else [("channels", "2.11")]
-        )
-        for way, fewer in wanted:
-            if (part, way, fewer, seed) in done:
+        for way, fewer in ((w, f) for w in WAYS for f in (SHARES if part == "free" else ["2.11"])):
+            if (part, way, fewer, seed) in done or way not in self.ways:
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
             pruned = self.pruned(way, SHARES[fewer], seed)
