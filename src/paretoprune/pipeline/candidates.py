@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from paretoprune import recover
 from paretoprune.core.errors import AllCandidatesFailedError, PruneError, StoreError
 from paretoprune.core.plan import Plan
 from paretoprune.pipeline import artefact, files
+from paretoprune.pipeline.handing_back import with_values
 from paretoprune.pipeline.prune import reconstruct
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.pipeline.space import Space
@@ -108,35 +108,50 @@ def _carry_out(study: Study, space: Space, name: str, widths: Mapping[str, int],
 
 def _make(study: Study, plan: Plan, name: str, steps: int) -> None:
     """The recovered network, saved and recorded."""
+    start = reconstructed(study, plan)
+    found, recovery = _distil_if_better(study, start, steps) if steps else (start, RECONSTRUCTED)
+    keep(study, name, found, steps, recovery)
+
+
+def reconstructed(study: Study, plan: Plan) -> Pruned:
+    """Cut, proved, and with least squares along the network."""
     with study.timed("surgery"):
         cut = graphs.cut(study.traced, plan)
         graphs.check(study.traced, plan)
     with study.timed("reconstruct"):
         notes = reconstruct(study.traced, cut, study.calibration, study.settings.calibration_samples)
-    recovery = _distil_if_better(study, cut, steps) if steps else RECONSTRUCTED
-    widths = {axis: len(kept) for axis, kept in plan.kept.items()}
-    pruned = Pruned(
-        cut.program.module, plan, cut.kept, cut.program, study.traced.macs(widths), study.traced.macs(), tuple(notes)
-    )
+    macs = study.traced.macs(widths_of(plan)), study.traced.macs()
+    return Pruned(cut.program.module, plan, cut.kept, cut.program, *macs, tuple(notes))
+
+
+def widths_of(plan: Plan) -> dict[str, int]:
+    return {axis: len(kept) for axis, kept in plan.kept.items()}
+
+
+def keep(study: Study, name: str, pruned: Pruned, steps: int, recovery: str) -> None:
+    """A candidate's network in the run folder; its files are made from it."""
     folder = study.folder.artefact(f"members/{name}")
     files.save(pruned, folder)
     study.folder.seal(f"members/{name}/{files.MANIFEST}", f"members/{name}/{files.WEIGHTS}")
-    study.folder.record("network", name, {"widths": widths, "steps": steps, "recovery": recovery, "notes": notes})
+    told = {"widths": widths_of(pruned.plan), "steps": steps, "recovery": recovery, "notes": list(pruned.notes)}
+    study.folder.record("network", name, told)
 
 
-def _distil_if_better(study: Study, cut: graphs.Cut, steps: int) -> str:
-    """Distil; go back to the reconstructed network where that left the outputs farther from the original's.
+def better(study: Study, trained: Pruned, start: Pruned, how: str) -> tuple[Pruned, str]:
+    """`trained`, or `start` where training left the outputs farther from the original's; and what to say of it.
 
     Judged on inputs of the validation set, once, after the last step: reconstruction was fitted to the calibration set.
     """
-    module = cut.program.module
-    before, state = study.unseen.divergence(cut), copy.deepcopy(module.state_dict())
+    if study.unseen.divergence(trained.program) <= study.unseen.divergence(start.program):
+        return trained, f"reconstructed, {how}"
+    return start, f"{RECONSTRUCTED} ({how} were worse)"
+
+
+def _distil_if_better(study: Study, start: Pruned, steps: int) -> tuple[Pruned, str]:
+    trained = with_values(start, {})
     with study.timed("distil"):
-        _distil(study, module, steps)
-    if study.unseen.divergence(cut) <= before:
-        return f"reconstructed, {steps} steps of distillation"
-    module.load_state_dict(state)
-    return f"{RECONSTRUCTED} ({steps} steps of distillation were worse)"
+        _distil(study, trained.program.module, steps)
+    return better(study, trained, start, f"{steps} steps of distillation")
 
 
 def _distil(study: Study, student: nn.Module, steps: int) -> None:

@@ -83,7 +83,7 @@ def _proxy(study: Study, space: Space) -> Callable[[Mapping[str, int]], tuple[fl
     def evaluate(widths: Mapping[str, int]) -> tuple[float, float]:
         cut = graphs.cut(study.traced, space.plan(study, widths))
         recover_cut(study.traced, cut, study.grams, study.calibration)
-        return reference.divergence(cut), predicted_cost(study, table, widths)
+        return reference.divergence(cut.program), predicted_cost(study, table, widths)
 
     return evaluate
 

@@ -31,9 +31,9 @@ class Outputs:
         outputs = tuple(main_output(program.observe(i, {})) for i in inputs)
         return cls(graphs.tensors_of(program.module), inputs, outputs)
 
-    def divergence(self, cut: graphs.Cut) -> float:
+    def divergence(self, program: Program) -> float:
         """Mean KL divergence for class scores (samples, classes), else the relative squared error."""
-        found = [main_output(cut.program.observe(i, {})) for i in self.inputs]
+        found = [main_output(program.observe(i, {})) for i in self.inputs]
         ours, theirs = torch.cat(found), torch.cat(self.outputs)
         if theirs.ndim == 2 and theirs.shape[1] > 1:
             p, q = torch.log_softmax(theirs.double(), 1), torch.log_softmax(ours.double(), 1)

@@ -78,6 +78,7 @@ class RecoverySection(Section):
     device: str = _LEFT
     steps: int = _LEFT
     learning_rate: float = _LEFT
+    nested: bool = _LEFT
     calibration_samples: int = _LEFT
 
 

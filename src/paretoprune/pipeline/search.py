@@ -21,7 +21,7 @@ from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Target, Task
-from paretoprune.pipeline import candidates, choose, confirm, explore, results, space
+from paretoprune.pipeline import candidates, choose, confirm, explore, results, space, together
 from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
 from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
@@ -72,6 +72,9 @@ def run(study: Study) -> Front:
     _refuse_unreachable(study, options)
     chosen = study.once("chosen", "widths", lambda: [dict(w) for w in explore.explore(study, options)])
     steps = candidates.steps_within(study, len(chosen), started)
+    if study.settings.nested and steps:
+        with free_threads():
+            together.recover_together(study, options, chosen, steps)
     candidates.carry_out_all(study, options, chosen, steps, started)
     confirm.confirm(study)
     front = results.front_of(study.folder)

@@ -23,7 +23,8 @@ class Settings:
     """One search. Everything here decides the result, so a run folder is bound to it.
 
     `budget_s`: seconds of wall time that the search plans with. `candidates`: networks carried out and measured.
-    `steps`: distillation steps per candidate, None for as many as the budget has room for, 0 for none.
+    `steps`: distillation steps per candidate, None for as many as the budget has room for, 0 for none. `nested`: all
+    candidates are distilled together, as one nested network, with the forwards that they would take alone.
     `criterion`: "least-squares" (order of elimination by reconstruction error) or a criterion's name. `floor`,
     `keep_ratio`: least positions, and least share of them, that every axis keeps. `align`: kept widths are multiples
     of it; "auto" reads the target's own step. `evaluations`: proposals that a searcher may try on the proxy, None for
@@ -40,6 +41,7 @@ class Settings:
     evaluations: int | None = None
     steps: int | None = None
     learning_rate: float = 0.02
+    nested: bool = False
     criterion: str = LEAST_SQUARES
     axes: Literal["inner", "all"] = "inner"
     ignore: tuple[str, ...] = ()
@@ -68,6 +70,8 @@ class Settings:
             _at_least("steps", self.steps, 0)
         if self.align != "auto":
             _at_least("align", self.align, 1)
+        if not isinstance(self.nested, bool):
+            raise UsageError(f"nested={self.nested!r}: give true or false")
         if self.axes not in ("inner", "all"):
             raise UsageError(f"axes={self.axes!r}: give 'inner' or 'all'")
         for name in ("budget_s", "learning_rate", "watts_per_core", "attack_eps"):

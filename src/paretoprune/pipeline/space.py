@@ -132,7 +132,7 @@ def _errors(
                 plan = choose.plan_of(study.traced, {axis.id: width}, order)
                 cut = graphs.cut(study.traced, plan)
                 recover.reconstruct_program(reference.tensors, cut.program, cut.kept, study.grams)
-                errors.append(reference.divergence(cut))
+                errors.append(reference.divergence(cut.program))
                 bar.advance(note=f"{axis.id} = {width}")
             # A narrower width never does less damage: what noise says against it is taken out.
             falling = np.maximum.accumulate([0.0, *reversed(errors)])[::-1]
