@@ -55,7 +55,7 @@ def main() -> None:
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
     result |= {"commands": [*result.get("commands", []), " ".join(["python", *sys.argv])]}
     done = {(r["way"], r["members"], r["seed"]) for r in result["rows"]}
-    bench = Bench(align=1)
+    bench = Bench()
     for seed in given.seeds:
         for members in given.members:
             for row in rows(bench, members, seed, done):
