@@ -26,6 +26,7 @@ NAMES = [
     "apply",
     "auto_prune",
     "distill",
+    "distill_nested",
     "errors",
     "evaluate",
     "export",
