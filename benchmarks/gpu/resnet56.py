@@ -8,8 +8,7 @@ it stopped. Twelve members between 1.3 and 4 times fewer MACs, among them 2.1 an
 training images, last step, bf16. The test set is read once for each. Needs a CUDA build of torch; writes
 benchmarks/results/gpu-resnet56.json when all are there, with the seconds of all slices.
 
-Not run so far: no machine with a GPU was at hand. What was run: `--device cpu --steps 2 --points 2`, twice, cut short
-once.
+Not run so far: no machine with a GPU was at hand. Its path on the CPU: `--device cpu --steps 2 --points 2`.
 """
 
 from __future__ import annotations
