@@ -104,9 +104,11 @@ def _check(students: Sequence[Pruned], polish: int, between: int) -> None:
     if not all(isinstance(s, Pruned) for s in students):
         kinds = ", ".join(sorted({type(s).__name__ for s in students}))
         raise UsageError(f"students={kinds}: give results of prune or apply, which know what they kept")
-    graphs_ = sorted({s.plan.graph for s in students} - {""})
-    if len(graphs_) > 1:
-        raise UsageError(f"the students were pruned from different networks (graphs {', '.join(graphs_)}): give one's")
+    origins = sorted({s.plan.graph for s in students} - {""})
+    if len(origins) > 1:
+        raise UsageError(
+            f"the students were pruned from different networks (graphs {', '.join(origins)}): give forms of one network"
+        )
     if thin := sorted({name for s in students for name in s.plan.ranks}):
         raise UsageError(
             f"'{thin[0]}' is of low rank in one of the students: factors of different networks have nothing to share; "

@@ -52,8 +52,7 @@ class Nested(nn.Module):
         )
         for module, tensors in zip(self.members, trained, strict=True):
             _into_buffers(module, tensors)
-        self._sampled: tuple[int, ...] = tuple(range(len(members)))
-        self._readers: dict[tuple[int, ...], dict[str, Tensor]] = {}
+        self.sample(range(len(members)))
         for key, parameter in self.change.items():
             parameter.register_hook(lambda gradient, key=key: self._averaged(key, gradient))
 
@@ -88,12 +87,13 @@ class Nested(nn.Module):
 
     def sample(self, members: Iterable[int]) -> None:
         """Say which members the next loss is the mean of."""
-        self._sampled = tuple(sorted(members))
+        self._sampled = tuple(members)
+        self._readers: dict[str, Tensor] | None = None
 
     def _averaged(self, key: str, gradient: Tensor) -> Tensor:
-        if self._sampled not in self._readers:
-            self._readers[self._sampled] = self._counted()
-        return gradient * (len(self._sampled) / self._readers[self._sampled][key].to(gradient))
+        if self._readers is None:
+            self._readers = self._counted()
+        return gradient * (len(self._sampled) / self._readers[key].to(gradient))
 
     def _counted(self) -> dict[str, Tensor]:
         """By key: how many of the sampled members read each entry, at least 1."""
@@ -159,8 +159,10 @@ def _read(whole: Tensor, index: Index) -> Tensor:
 
 
 def _add_one(counts: Tensor, index: Index) -> None:
+    """Add 1 where a member reads; one broadcast index per dim, for a grid of them would be larger than the weight."""
     places = [torch.arange(n) if k is None else k for n, k in zip(counts.shape, index, strict=True)]
-    counts[torch.meshgrid(*places, indexing="ij") if places else ...] += 1
+    grid = tuple(p.reshape([-1 if d == dim else 1 for d in range(counts.ndim)]) for dim, p in enumerate(places))
+    counts[grid if grid else ...] += 1
 
 
 @dataclass
