@@ -4,10 +4,11 @@
 
 A network is cut to a share of its MACs by each criterion (inner axes, widths by summed score, `--ranking` for
 another), reconstructed and batch norms recalibrated on images of the first 45,000 training images, and judged on the
-last 5,000 or some of them; the test set is not read. Criteria that draw lots are run with several seeds. Every order is
-also put to the same widths ("uniform": the same share of every axis), so that which positions go is seen apart from
-how many go of each axis. `ENTRIES` holds the networks: to add one is one function that gives the model, an example,
-calibration batches and validation batches.
+last 5,000 or some of them; the test set is not read. An encoder like BERT (SST-2) and an LSTM (spoken digits), which
+`trained.py` trains, have the same done to their heads, feed-forward channels and units. Criteria that draw lots are run
+with several seeds. Every order is also put to the same widths ("uniform": the same share of every axis), so that which
+positions go is seen apart from how many go of each axis. `ENTRIES` holds the networks: to add one is one function that
+gives the model, an example, calibration batches and validation batches.
 Writes benchmarks/results/criteria.json.
 """
 
@@ -28,6 +29,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import trained
 from paretoprune import graph as graphs
 from paretoprune import recover
 from paretoprune.core.errors import PruneError
@@ -39,13 +41,13 @@ from paretoprune.pipeline import choose, ranking
 from paretoprune.pipeline.prune import recover_cut, score
 from paretoprune.targets import find_target
 from paretoprune.tasks import task_of
+from trained import Batches, accuracy
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "criteria.json"
 SEEDS = range(3)
 CALIBRATION = 512
 """Images for everything: scores (some look at 256 of them), Gram matrices, batch norms."""
-Batches = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,19 @@ def resnet20(images: int) -> Entry:
     return Entry(model.eval(), held[0][0][:2], known, held)
 
 
-ENTRIES: Mapping[str, Callable[[int], Entry]] = {"resnet20-cifar10jpeg": resnet20}
+def trained_here(name: str) -> Callable[[int], Entry]:
+    def entry(images: int) -> Entry:
+        network = trained.NETWORKS[name]()
+        return Entry(network.model, network.known[0][0][:2], network.known, network.validation)
+
+    return entry
+
+
+ENTRIES: Mapping[str, Callable[[int], Entry]] = {
+    "resnet20-cifar10jpeg": resnet20,
+    "encoder-sst2": trained_here("encoder"),
+    "lstm-fsdd": trained_here("recurrent"),
+}
 
 
 def contenders() -> dict[str, list[Criterion]]:
@@ -91,12 +105,6 @@ def example_module(name: str) -> Any:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def accuracy(model: nn.Module, batches: Batches) -> float:
-    with torch.inference_mode():
-        hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
-    return hits / sum(len(y) for _, y in batches)
 
 
 class Bench:
@@ -144,7 +152,9 @@ class Bench:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--macs", type=float, nargs="+", default=[1 / 1.5, 1 / 2.11])
-    options.add_argument("--images", type=int, default=1000, help="validation images")
+    options.add_argument(
+        "--images", type=int, default=1000, help="validation images of the ResNet-20; the others take all"
+    )
     options.add_argument("--networks", nargs="+", default=list(ENTRIES), choices=list(ENTRIES))
     options.add_argument("--ranking", choices=["local", "global", "isomorphic"], default=None)
     options.add_argument("--criteria", nargs="+", default=list(contenders()), choices=list(contenders()))
