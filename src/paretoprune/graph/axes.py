@@ -85,6 +85,11 @@ def _roles(found: Inferred) -> dict[tuple[int, int, Atom], Role]:
     """Which parameters make an axis and which sum over it, by id of the parameter's dims: tied ones are one."""
     roles: dict[tuple[int, int, Atom], Role] = {}
     for op in found.ops.values():
+        for (tensor, dim), role in op.roles.items():
+            if tensor.op == "get_attr":
+                name = str(tensor.target)
+                for atom in atoms_of(found.resolved(name)[dim]):
+                    roles[id(found.params[name]), dim, atom] = role
         if "into" not in op.memo:
             continue
         made, summed = (set(atoms_of(op.resolve(op.memo[k]))) for k in ("out", "into"))

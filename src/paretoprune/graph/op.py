@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from paretoprune.core.axis import Role
 from paretoprune.core.errors import PlanError
 from paretoprune.graph.algebra import UNIT, Atom, Axes, Expr, atoms_of, factors_of
 
@@ -33,7 +34,8 @@ class Op:
 
     `shapes` and `dims` are keyed by node; a node with several outputs holds a list. `samples` gives every size that
     stands for a dynamic one its size in a batch of one sample. `memo` carries what `infer` found out to the later
-    phases, as expressions.
+    phases, as expressions; `roles` says of (parameter, dim) what it is to its axes where "out" and "into" in the memo
+    do not.
     """
 
     node: fx.Node
@@ -44,6 +46,7 @@ class Op:
     samples: Mapping[int, int]
     where: str
     memo: dict[str, Expr] = field(default_factory=dict)
+    roles: dict[tuple[fx.Node, int], Role] = field(default_factory=dict)
 
     @property
     def out_shape(self) -> Any:
@@ -210,7 +213,8 @@ class Rule:
 
     `infer` relates the dims of operands and outputs. `dead` says what stands at removed positions. `resize` rewrites
     size arguments. `macs` lists products of dims that are multiplied and accumulated. `layer` describes a contraction
-    with a parameter and `rows` unrolls its input into a matrix. `masked` computes a normalisation whose statistics are
+    with a parameter. `rows` unrolls the input of a contraction into a matrix and `reads` gives the (weight, bias) pairs
+    that it is multiplied with. `masked` computes a normalisation whose statistics are
     taken over kept positions. `mode` is the index of an argument that is True in training alone. `empty`: a dim of
     size 0 among operands or outputs is nothing out of the ordinary.
     """
@@ -221,6 +225,7 @@ class Rule:
     macs: Callable[[Op], list[MacTerm]] | None = None
     layer: Callable[[Op], Any] | None = None
     rows: Callable[[Op, torch.Tensor], torch.Tensor] | None = None
+    reads: Callable[[Op], list[tuple[Any, Any]]] | None = None
     masked: Callable[..., Any] | None = None
     mode: int | None = None
     empty: bool = False

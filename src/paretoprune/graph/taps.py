@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,11 +59,18 @@ class _Tap(fx.Interpreter):
 def hidden_nodes(graph: TracedGraph) -> tuple[str, ...]:
     """Where a pruned network should give what the original gave, in the order of the graph.
 
-    The sums of the residual blocks; in a network without any, the layers (what has a weight that is summed over).
+    The sums of the residual blocks; in a network without any, the layers (what has a weight that is summed over; of a
+    recurrent one its sequence).
     """
-    sums = [total for total, _ in graph.residual.skips.values()]
-    found = {n.name for n in sums} or {c.node for c in graph.program.contractions}
+    sums = {total.name for total, _ in graph.residual.skips.values()}
+    layers = {c.node for c in graph.program.contractions}
+    found = sums or {_sequence(n) for n in graph.captured.graph.nodes if n.name in layers}
     return tuple(n.name for n in graph.captured.graph.nodes if n.name in found)
+
+
+def _sequence(node: fx.Node) -> str:
+    """The node itself, or the first of its several outputs."""
+    return next((u.name for u in node.users if u.target is operator.getitem and u.args[1] == 0), node.name)
 
 
 def kept_at(graph: TracedGraph, plan: Plan, nodes: Sequence[str]) -> KeptAt:

@@ -224,28 +224,31 @@ def _contractions(found: Inferred) -> tuple[Contraction, ...]:
     result: list[Contraction] = []
     for node, op in found.ops.items():
         rule = found.rules[node]
-        weight = op.args["weight"] if rule.rows is not None and rule.layer is not None else None
-        if rule.rows is None or rule.layer is None or weight is None or weight.op != "get_attr":
+        if rule.rows is None or (rule.layer is not None and not _whole(rule.layer(op))):
             continue
-        spec = rule.layer(op)
-        if spec is not None and spec.groups == 1 and uses[id(found.params[weight.target])] == 1:
-            result.append(_contraction(op, rule.rows, str(weight.target)))
+        for weight, bias in [(op.args["weight"], op.args.get("bias"))] if rule.reads is None else rule.reads(op):
+            own = isinstance(weight, fx.Node) and weight.op == "get_attr"
+            if own and uses[id(found.params[str(weight.target)])] == 1:
+                result.append(_contraction(op, rule.rows, weight, bias))
     return tuple(result)
 
 
-def _contraction(op: Op, rows: Callable[[Op, torch.Tensor], torch.Tensor], weight: str) -> Contraction:
-    bias = op.args.get("bias")
+def _whole(spec: Any) -> bool:
+    return spec is not None and spec.groups == 1
+
+
+def _contraction(op: Op, rows: Callable[[Op, torch.Tensor], torch.Tensor], weight: fx.Node, bias: Any) -> Contraction:
     readers = list(op.node.users)
     alone = len(readers) == 1 and _is_batch_norm(readers[0])
     return Contraction(
         node=op.node.name,
-        weight=weight,
+        weight=str(weight.target),
         bias=str(bias.target) if isinstance(bias, fx.Node) and bias.op == "get_attr" else None,
         input_dim=1,
         rows=lambda x: rows(op, x),
         matrix=lambda w: w.reshape(w.shape[0], -1),
         unmatrix=lambda m, shape: m.reshape(shape),
-        dim=1 - len(op.shape_of(op.args["weight"])),
+        dim=1 - len(op.shape_of(weight)),
         batch_norm=readers[0].name if alone else None,
     )
 

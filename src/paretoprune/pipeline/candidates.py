@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from paretoprune import graph as graphs
@@ -14,6 +16,7 @@ from paretoprune.core.errors import AllCandidatesFailedError, PruneError, StoreE
 from paretoprune.core.plan import Plan
 from paretoprune.pipeline import artefact, files
 from paretoprune.pipeline.handing_back import with_values
+from paretoprune.pipeline.inside import HIDDEN_WEIGHT, hidden_of
 from paretoprune.pipeline.prune import reconstruct
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.pipeline.space import Space
@@ -149,12 +152,15 @@ def better(study: Study, trained: Pruned, start: Pruned, how: str) -> tuple[Prun
 
 def _distil_if_better(study: Study, start: Pruned, steps: int) -> tuple[Pruned, str]:
     trained = with_values(start, {})
+    module: Any = trained.program.module
+    names = graphs.hidden_nodes(study.traced)
+    hidden = hidden_of(study.traced, start.plan, module, names, torch.device(study.device))
     with study.timed("distil"):
-        _distil(study, trained.program.module, steps)
+        _distil(study, module, steps, None if hidden is None else replace(hidden, weight=HIDDEN_WEIGHT))
     return better(study, trained, start, f"{steps} steps of distillation")
 
 
-def _distil(study: Study, student: nn.Module, steps: int) -> None:
+def _distil(study: Study, student: nn.Module, steps: int, hidden: recover.Hidden | None = None) -> None:
     with study.progress.stage("distillation", steps) as bar:
         recover.distill(
             student,
@@ -166,6 +172,7 @@ def _distil(study: Study, student: nn.Module, steps: int) -> None:
             device=study.device,
             seed=study.settings.seed,
             on_step=lambda step, loss: bar.advance(note=f"loss {loss:.3f}"),
+            hidden=hidden,
         )
 
 

@@ -185,15 +185,25 @@ def _observe(
 ) -> None:
     """Call `look(contraction, samples, what enters it)` on pieces of batches."""
     device = device_of(traced.program.module)
+    at: dict[str, list[Contraction]] = {}
+    for contraction in read:
+        at.setdefault(contraction.node, []).append(contraction)
     seen = False
     for inputs, _ in take(batches, samples):
         size = batch_size(inputs)
         for start in range(0, size, PIECE):
             stop = size if size - start <= PIECE + 1 else start + PIECE  # no piece of one sample is left over
-            watch = {c.node: partial(look, c, stop - start) for c in read}
+            watch = {n: partial(_each, look, same, stop - start) for n, same in at.items()}
             traced.program.observe(to_device(part(inputs, start, stop), device), watch)
             seen = True
             if stop == size:
                 break
     if not seen:
         raise DataError("no calibration batch: criteria of activations look at some")
+
+
+def _each(
+    look: Callable[[Contraction, int, Tensor], None], same: Sequence[Contraction], samples: int, entering: Tensor
+) -> None:
+    for contraction in same:
+        look(contraction, samples, entering)

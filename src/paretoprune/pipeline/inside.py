@@ -15,12 +15,16 @@ from paretoprune import recover
 from paretoprune.core.copies import duplicate
 from paretoprune.core.errors import UsageError
 from paretoprune.core.graph import Example
+from paretoprune.core.plan import Plan
+from paretoprune.graph import TracedGraph
 from paretoprune.pipeline.opening import opened
 from paretoprune.pipeline.prune import copy_tensors
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.recover import Hidden, Training
 from paretoprune.recover.loop import Loss
 
+HIDDEN_WEIGHT = 20.0
+"""Of the relative error of the activations, beside the loss of the answers: chosen on validation images (ResNet-20)."""
 Places = bool | Sequence[str]
 """True for those that the graph names itself, or their names."""
 
@@ -48,16 +52,26 @@ def pair_of_graphs(
             f"the teacher (graph {traced.fingerprint}) is not the network that was pruned (graph {pruned.plan.graph}): "
             "its activations cannot be told by node; give the original, or distil without hidden= and blockwise="
         )
-    names = graphs.hidden_nodes(traced) if isinstance(places, bool) else tuple(places)
     student = duplicate(pruned.program.module)
     copy_tensors(opened(pruned.model), student)
     student.zero_grad(set_to_none=True)
-    there = {n.name for n in student.graph.nodes}
-    kept = {n: k for n, k in graphs.kept_at(traced, pruned.plan, names).items() if n in there}
-    if not kept:
+    names = graphs.hidden_nodes(traced) if isinstance(places, bool) else tuple(places)
+    hidden = hidden_of(traced, pruned.plan, student, names, place)
+    if hidden is None:
         raise UsageError("no hidden activation of the teacher is left in the student: distil without hidden=")
+    return Pair(student, hidden)
+
+
+def hidden_of(
+    traced: TracedGraph, plan: Plan, student: fx.GraphModule, names: Sequence[str], place: torch.device
+) -> Hidden | None:
+    """The loss at those of these nodes that `student`, the graph that `plan` was carried out on, still has."""
+    there = {n.name for n in student.graph.nodes}
+    kept = {n: k for n, k in graphs.kept_at(traced, plan, names).items() if n in there}
+    if not kept:
+        return None
     frozen = recover.frozen_copy(traced.program.module, place)
-    return Pair(student, Hidden(frozen, tuple(kept), graphs.tapped, lambda n, t: graphs.selected(t, kept[n])))
+    return Hidden(frozen, tuple(kept), graphs.tapped, lambda n, t: graphs.selected(t, kept[n]))
 
 
 def pair_of_modules(student: nn.Module, teacher: nn.Module, places: Places, place: torch.device) -> Pair:

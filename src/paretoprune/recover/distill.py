@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from paretoprune.core.protocols import Task
+from paretoprune.recover.hidden import Hidden
 from paretoprune.recover.losses import SoftTargets, frozen_copy
 from paretoprune.recover.optimizing import MakeOptimizer, MakeScheduler, sgd
 from paretoprune.recover.training import LR, train
@@ -32,13 +34,19 @@ def distill(
     scheduler: MakeScheduler | None = None,
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
+    hidden: Hidden | None = None,
 ) -> float:
     """Train `student` in place for `steps` batches and return the mean loss of the last ones. The last step counts.
 
-    The loss is `SoftTargets`, the loop `train`; there the rest is said. The teacher is copied, never changed. Raises
-    PruneError for a loss that is not finite, DataError for no batches.
+    The loss is `SoftTargets`, beside `hidden` where that is given (with a teacher of its own), the loop `train`; there
+    the rest is said. The teacher is copied, never changed. Raises PruneError for a loss that is not finite, DataError
+    for no batches.
     """
-    goal = SoftTargets(frozen_copy(teacher, torch.device(device)), task, temperature, alpha)
+    goal: SoftTargets | Hidden
+    if hidden is None:
+        goal = SoftTargets(frozen_copy(teacher, torch.device(device)), task, temperature, alpha)
+    else:
+        goal = replace(hidden, soft=SoftTargets(hidden.teacher, task, temperature, alpha))
     done = train(
         student,
         goal,

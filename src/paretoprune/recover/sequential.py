@@ -88,11 +88,13 @@ def reconstruct_sequentially(
         pieces = list(_pieces(batches, samples))
         pairs = _pairs(original, pruned, pieces, memory)
         fit = _Fit(original, pruned, kept, pairs, rows_cap, damping)
-        contractions = {c.node: c for c in pruned.contractions}
+        contractions: dict[str, list[Contraction]] = {}
+        for contraction in pruned.contractions:
+            contractions.setdefault(contraction.node, []).append(contraction)
         norms = {b.node: b for b in pruned.batch_norms}
         for node in pruned.nodes:
             if node in contractions:
-                fit.contraction(contractions[node])
+                fit.contractions(contractions[node])
             elif node in norms:
                 fit.batch_norm(norms[node])
     walked = sum(p.samples for p in pairs)
@@ -166,10 +168,14 @@ class _Fit:
         self.fitted: set[str] = set()
         self.report: list[Reconstructed] = []
 
-    def contraction(self, contraction: Contraction) -> None:
-        met = [pair.entering(contraction.node) for pair in self.pairs]
-        if all(_same(x, y) for x, y in met):
-            return
+    def contractions(self, same: Sequence[Contraction]) -> None:
+        """Those of one node, which read the same."""
+        met = [pair.entering(same[0].node) for pair in self.pairs]
+        if not all(_same(x, y) for x, y in met):
+            for contraction in same:
+                self._contraction(contraction, met)
+
+    def _contraction(self, contraction: Contraction, met: Sequence[tuple[Tensor, Tensor]]) -> None:
         left = self._left(contraction)
         error = None if left else self._refit(contraction, met)
         if not left and contraction.batch_norm is not None:

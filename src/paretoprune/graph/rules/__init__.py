@@ -89,7 +89,14 @@ _RANDOM_LIKE = Rule(create.random_like, dead=unknown_dead)
 _BOTH = Rule(pointwise.pointwise, dead=pointwise.sum_dead)
 _EITHER = Rule(pointwise.pointwise, dead=pointwise.either_dead)
 _FIRST = Rule(pointwise.pointwise, dead=pointwise.first_dead)
-_SEQUENCE = Rule(recurrent.sequence, dead=recurrent.sequence_dead, macs=recurrent.sequence_macs, mode=6)
+_SEQUENCE = Rule(
+    recurrent.sequence,
+    dead=recurrent.sequence_dead,
+    macs=recurrent.sequence_macs,
+    rows=contraction.linear_rows,
+    reads=recurrent.sequence_reads,
+    mode=6,
+)
 _CELL = Rule(recurrent.cell, dead=recurrent.cell_dead, macs=recurrent.cell_macs)
 _MOVED = Rule(shuffle.moved)
 _RUNNING = Rule(cumulative.running, dead=unknown_dead)

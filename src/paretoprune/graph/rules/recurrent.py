@@ -41,8 +41,10 @@ def _weights(op: Op, group: list[Any], into: Expr, hidden: Expr, back: Expr) -> 
     op.unify(op.dims_of(w_ih)[1], into)
     op.unify(op.dims_of(w_hh)[0], gates)
     op.unify(op.dims_of(w_hh)[1], back)
+    op.roles.update({(w_ih, 0): "out", (w_ih, 1): "in", (w_hh, 0): "out"})
     for tensor in (t for t in rest if t is not None):
         dims = op.dims_of(tensor)
+        op.roles[tensor, 0] = "out"
         if len(dims) == 1:
             op.unify(dims[0], gates)
         else:
@@ -126,6 +128,12 @@ def _unit_dead(view: DeadView, groups: list[list[Any]]) -> State:
     remembered = states[1:] if kind == "lstm" else states if kind == "gru" else []
     started = all(view.state(s) in (None, State.ZERO) for s in remembered)
     return State.ZERO if started else State.UNKNOWN
+
+
+def sequence_reads(op: Op) -> list[tuple[Any, Any]]:
+    """The first layer's weights of the input and their biases, by direction; what the next layers read is not seen."""
+    groups = _layers(op)[0]
+    return [(g[0], g[2] if op.args["has_biases"] else None) for g in groups]
 
 
 def sequence_macs(op: Op) -> list[MacTerm]:
