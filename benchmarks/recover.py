@@ -44,8 +44,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "low rank": {"ranks": "auto", "align": 16},
     "any rank": {"ranks": "auto"},
 }
-HIDDEN_WEIGHT = 20.0
-"""Of the relative error of the activations, beside the loss of the answers."""
 STEPS = {"short": 200, "epoch": 45_000 // 128}
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -95,7 +93,7 @@ class Bench:
             wall, cpu = time.perf_counter(), time.process_time()
             pruned = self.pruned(way, SHARES[fewer], seed)
             if part != "free":
-                inside = {"hidden": True, "hidden_weight": HIDDEN_WEIGHT, "example": torch.zeros(2, 3, 32, 32)}
+                inside = {"hidden": True, "example": torch.zeros(2, 3, 32, 32)}
                 pruned = self.trained(pruned, STEPS[part], seed, **inside)
             spent = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
             yield {

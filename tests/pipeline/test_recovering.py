@@ -315,3 +315,28 @@ def test_nan_weights_are_refused_before_any_work(
         net.conv2.weight[0] = float("nan")
     with pytest.raises(errors.ModelError, match="'conv2.weight' holds 144 NaN"):
         pp.finetune(net, data.train, steps=1)
+
+
+def test_hidden_states_of_a_recurrent_network_are_its_sequences() -> None:
+    """The layer gives a sequence and its last states; without residual blocks, the sequence is compared."""
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.LSTM(4, 8, batch_first=True), nn.GRU(8, 6, batch_first=True)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x, _ = self.first(x)
+            result: Tensor = self.head(self.second(x)[0][:, -1])
+            return result
+
+    torch.manual_seed(0)
+    model, batches = Reader().eval(), [torch.randn(16, 5, 4) for _ in range(4)]
+    pruned = pp.prune(model, batches[0][:2], ratio=0.5)
+    near = pp.distill(pruned, model, batches, task=None, steps=60, hidden=True, lr=0.05)
+
+    def apart(student: Any) -> float:
+        return float((student.model(batches[0]) - model(batches[0])).detach().square().mean())
+
+    assert apart(near) < 0.5 * apart(pruned)

@@ -166,3 +166,41 @@ def test_no_batches_and_values_that_are_not_finite_are_refused(images: list[Tens
     images[0][0, 0, 0, 0] = torch.nan
     with pytest.raises(DataError, match="not finite"):
         reconstruct_sequentially(graph.program, cut.program, cut.kept, images)
+
+
+class Stacked(nn.Module):
+    """Two recurrent layers; of the first, the last unit of each direction does what the first unit does."""
+
+    def __init__(self, kind: Any, both: bool, bias: bool) -> None:
+        super().__init__()
+        self.first = kind(4, 6, bidirectional=both, bias=bias, batch_first=True)
+        self.second = kind(12 if both else 6, 5, bidirectional=both, bias=bias)
+        with torch.no_grad():
+            for name, p in self.first.named_parameters():
+                gates = p.view(-1, 6, *p.shape[1:])
+                if name.startswith("weight_hh"):
+                    p[:, -1] = 0
+                gates[:, -1] = gates[:, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.first(x)
+        result: Tensor = self.second(x.transpose(0, 1))[0]
+        return result.transpose(0, 1)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_recurrent_layer_makes_up_for_a_unit_that_another_one_doubles(kind: Any, both: bool, bias: bool) -> None:
+    """What is left determines the input that is gone, so that the network answers as before."""
+    torch.manual_seed(0)
+    model, batches = Stacked(kind, both, bias).eval(), [torch.randn(16, 7, 4) for _ in range(4)]
+    graph = graphs.trace(model, batches[0][:2])
+    cut = keeping(graph, first=5)
+    wrong = (cut.program.module(batches[0]) - model(batches[0])).abs().max()
+    done = reconstruct_sequentially(graph.program, cut.program, cut.kept, batches)
+    right = (cut.program.module(batches[0]) - model(batches[0])).abs().max()
+    assert len(done.layers) == (2 if both else 1)
+    assert not any(layer.left for layer in done.layers)
+    assert wrong > 0.01
+    assert right < 0.01 * wrong  # the damping is what is left

@@ -15,7 +15,7 @@ from paretoprune.core.errors import ModelError, UsageError
 from paretoprune.core.protocols import Task
 from paretoprune.graph import check_sound, tensors_of
 from paretoprune.pipeline.handing_back import with_values
-from paretoprune.pipeline.inside import Places, by_blocks, pair_of_graphs, pair_of_modules
+from paretoprune.pipeline.inside import HIDDEN_WEIGHT, Places, by_blocks, pair_of_graphs, pair_of_modules
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.recover import Training
 from paretoprune.recover.distill import ALPHA, TEMPERATURE
@@ -67,7 +67,7 @@ def distill(
     temperature: float = TEMPERATURE,
     alpha: float = ALPHA,
     hidden: Places = False,
-    hidden_weight: float = 1.0,
+    hidden_weight: float = HIDDEN_WEIGHT,
     blockwise: bool = False,
     example: Any = None,
     dynamic: Mapping[str, Iterable[int]] | None = None,
