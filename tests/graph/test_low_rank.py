@@ -167,13 +167,14 @@ class Odd(nn.Module):
         self.other.weight = self.tied.weight
         self.scaled = nn.Parameter(torch.randn(6, 6))
         self.idle = nn.Parameter(torch.randn(6, 6))
+        self.unrolled = nn.LSTM(6, 6, batch_first=True)
         self.last = nn.Linear(6, 6)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
         x = self.up(self.grouped(x.transpose(1, 2))).transpose(1, 2)
         x = self.twice(self.twice(x).relu()) + self.one(x)
-        x = self.other(self.tied(x).relu())
+        x = self.unrolled(self.other(self.tied(x).relu()))[0]
         result: Tensor = self.last(F.linear(x, self.scaled * 2))
         return result
 
@@ -189,6 +190,7 @@ class Odd(nn.Module):
         ("tied.weight", "it is tied to 'other.weight'"),
         ("scaled", "aten.mul.Tensor reads it, which is no linear layer or convolution"),
         ("idle", "no operator reads it"),
+        ("unrolled.weight_ih_l0", "aten.lstm.input reads it, which is no linear layer or convolution"),
         ("nowhere.weight", "this network has no such matrix; it has 'one.weight', 'last.weight'"),
     ],
 )

@@ -133,7 +133,7 @@ def low_rank_of(
 ) -> LowRank:
     """Look at every parameter that is a matrix or more."""
     by_name = {node.name: op for node, op in found.ops.items()}
-    summed = {c.weight: by_name[c.node] for c in contractions}
+    summed = {c.weight: op for c in contractions if found.rules[(op := by_name[c.node]).node].layer is not None}
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
