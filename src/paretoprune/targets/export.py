@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -19,14 +18,11 @@ from paretoprune.core.errors import ExportMismatchError, TargetError
 from paretoprune.core.graph import Example
 from paretoprune.targets.branches import Place, check_one_way, python_values
 from paretoprune.targets.constants import with_constants
-from paretoprune.targets.feeds import Signature, array_of, feed_of, randomised, resized, signature_of
+from paretoprune.targets.feeds import Signature, array_of, randomised, resized, signature_of
 from paretoprune.targets.files import new_file
-from paretoprune.targets.session import OrtRunner, one_line
+from paretoprune.targets.session import FileRunner, one_line
 from paretoprune.targets.symbolic import known_operators
 from paretoprune.targets.verify import check_finite, check_outputs, check_varies
-
-if TYPE_CHECKING:
-    from paretoprune.targets.ort import OnnxRuntime
 
 OPSET = 17
 TRACE_BATCH = 2
@@ -53,8 +49,8 @@ class _Flat(nn.Module):
         return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
-def export_fp32(target: OnnxRuntime, module: nn.Module, example: Example, path: Path) -> Path:
-    """Write, reload, compare at two batch sizes, then put in place. See `OnnxRuntime.export`."""
+def export_fp32(load: Callable[[Path], FileRunner], module: nn.Module, example: Example, path: Path) -> Path:
+    """Write, reload with `load`, compare at two batch sizes, then put in place. See `OnnxRuntime.export`."""
     check_dtypes(module)
     signature, tensors = signature_of(example)
     tensors = [tensor.to(_device(module)) for tensor in tensors]
@@ -63,19 +59,8 @@ def export_fp32(target: OnnxRuntime, module: nn.Module, example: Example, path: 
         traced = _batched(signature, tensors, TRACE_BATCH)
         folded = with_constants(module, Example(*signature.arguments(traced)))
         write_onnx(_Flat(folded, signature), traced, file)
-        verify(OrtRunner.open(file, target.threads), flat, tensors)
+        verify(load(file), flat, tensors)
     return path
-
-
-def export_int8(
-    target: OnnxRuntime, module: nn.Module, example: Example, path: Path, calibration: Iterable[Example]
-) -> Path:
-    """Export fp32 beside `path`, then quantize it with the ranges seen on `calibration`."""
-    from paretoprune.targets.int8 import quantize_file
-
-    with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-        fp32 = export_fp32(target, module, example, Path(folder) / "fp32.onnx")
-        return quantize_file(fp32, path, (feed_of(inputs) for inputs in calibration), target.threads)
 
 
 def check_dtypes(module: nn.Module) -> None:
@@ -116,7 +101,7 @@ def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
     check_one_way(flat, type(flat.module).__name__, tensors, places)
 
 
-def verify(runner: OrtRunner, flat: _Flat, tensors: list[torch.Tensor]) -> None:
+def verify(runner: FileRunner, flat: _Flat, tensors: list[torch.Tensor]) -> None:
     """Compare file and network on random inputs like the example, at two batch sizes."""
     generator = torch.Generator().manual_seed(0)
     seen = []
@@ -132,7 +117,7 @@ def verify(runner: OrtRunner, flat: _Flat, tensors: list[torch.Tensor]) -> None:
     check_varies(flat.module.__class__.__name__, seen)
 
 
-def _run(runner: OrtRunner, signature: Signature, tensors: list[torch.Tensor], batch: int) -> tuple[NDArray[Any], ...]:
+def _run(runner: FileRunner, signature: Signature, tensors: list[torch.Tensor], batch: int) -> tuple[NDArray[Any], ...]:
     try:
         return runner(_feed(runner, signature, tensors))
     except TargetError as error:
@@ -147,7 +132,7 @@ def _run(runner: OrtRunner, signature: Signature, tensors: list[torch.Tensor], b
     )
 
 
-def _feed(runner: OrtRunner, signature: Signature, tensors: list[torch.Tensor]) -> dict[str, NDArray[Any]]:
+def _feed(runner: FileRunner, signature: Signature, tensors: list[torch.Tensor]) -> dict[str, NDArray[Any]]:
     feed = {name: array_of(tensor) for name, tensor in zip(signature.names, tensors, strict=True)}
     return {name: feed[name] for name in runner.input_names if name in feed}
 

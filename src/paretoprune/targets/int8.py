@@ -23,7 +23,7 @@ from paretoprune.core.errors import DataError, ExportMismatchError, TargetError
 from paretoprune.targets.feeds import Feed, slices
 from paretoprune.targets.files import new_file
 from paretoprune.targets.fingerprint import has_int8_dot
-from paretoprune.targets.session import RUNTIME_ERRORS, OrtRunner, one_line
+from paretoprune.targets.session import RUNTIME_ERRORS, FileRunner, OrtRunner, one_line
 from paretoprune.targets.verify import MIN_SNR_DB, check_finite, largest_error, snr_db
 
 CALIBRATION_SAMPLES = 256
@@ -88,7 +88,7 @@ def quantize_file(fp32: Path, path: Path, calibration: Iterable[Feed], threads: 
             _quantize(prepared, file, feeds)
         except QUANTIZER_ERRORS as error:
             raise TargetError(f"ONNX Runtime cannot quantize {fp32.name}: {one_line(error)}") from error
-        _check(OrtRunner.open(fp32, threads), OrtRunner.open(file, threads), feeds)
+        check_int8(OrtRunner.open(fp32, threads), OrtRunner.open(file, threads), feeds)
     return path
 
 
@@ -117,7 +117,7 @@ def _quantize(prepared: Path, file: Path, feeds: list[dict[str, NDArray[Any]]]) 
         raise TargetError(f"none of the network's operators has an int8 form here ({kinds}); keep it in fp32")
 
 
-def _check(reference: OrtRunner, quantized: OrtRunner, feeds: list[dict[str, NDArray[Any]]]) -> None:
+def check_int8(reference: FileRunner, quantized: FileRunner, feeds: list[dict[str, NDArray[Any]]]) -> None:
     """Signal-to-noise on the calibration data, and a run of one sample alone: the size that is measured."""
     chosen = list(slices(feeds, CALIBRATION_ROWS, VERIFY_SAMPLES))
     expected, given = [reference(feed) for feed in chosen], [quantized(feed) for feed in chosen]

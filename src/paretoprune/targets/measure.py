@@ -22,7 +22,7 @@ from paretoprune.targets.latency import (
     measure_latency_fresh,
 )
 from paretoprune.targets.macs import workload_of_file
-from paretoprune.targets.memory import peak_memory
+from paretoprune.targets.memory import RUNTIMES, peak_memory
 from paretoprune.targets.size import size_bytes
 
 COUNTER_WINDOW_S = 0.2
@@ -61,8 +61,8 @@ def measure_file(
     found |= {"latency_ms": latency.latency_ms, "cpu_ms": latency.cpu_ms, "wall_ms": latency.wall_ms}
     found |= {"size_bytes": size_bytes(path), "energy_mj": _energy(make, latency, watts_per_core)}
     found |= _analytic(path, inputs)
-    if memory and path.suffix == ".onnx":
-        found["memory_bytes"] = peak_memory(path, inputs, threads=target.threads)
+    if memory and path.suffix == ".onnx" and target.name in RUNTIMES:
+        found["memory_bytes"] = peak_memory(path, inputs, runtime=target.name, threads=target.threads)
     return {name: replace(value, target=mark) for name, value in found.items() if value is not None}
 
 

@@ -20,8 +20,18 @@ from paretoprune.targets.onnx_file import read_model
 CHILD = Path(__file__).with_name("memory_child.py")
 
 
+RUNTIMES = ("onnxruntime", "openvino")
+"""Those that the child process can load a file with."""
+
+
 def peak_memory(
-    path: Path, inputs: Mapping[str, NDArray[Any]], *, threads: int = 1, timeout_s: float = 120.0, target: str = ""
+    path: Path,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    runtime: str = RUNTIMES[0],
+    threads: int = 1,
+    timeout_s: float = 120.0,
+    target: str = "",
 ) -> Measurement | None:
     """Growth in bytes over the state after the imports; largest of three processes, the smallest as `low`.
 
@@ -35,15 +45,15 @@ def peak_memory(
         archive = Path(folder) / "inputs.npz"
         with archive.open("wb") as file:
             np.savez(file, *inputs.values())
-        grown = [_child_growth(path, archive, list(inputs), threads, timeout_s) for _ in range(3)]
+        grown = [_child_growth(path, archive, list(inputs), runtime, threads, timeout_s) for _ in range(3)]
     note = "resident growth of a fresh process over its imports"
     return Measurement(
         float(max(grown)), float(min(grown)), float(max(grown)), len(grown), "B", "measured", target, note
     )
 
 
-def _child_growth(path: Path, archive: Path, names: list[str], threads: int, timeout_s: float) -> int:
-    command = [sys.executable, "-P", str(CHILD), str(path), str(archive), str(threads), "3", *names]
+def _child_growth(path: Path, archive: Path, names: list[str], runtime: str, threads: int, timeout_s: float) -> int:
+    command = [sys.executable, "-P", str(CHILD), runtime, str(path), str(archive), str(threads), "3", *names]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:

@@ -1,13 +1,15 @@
 """Run in a fresh process by `memory.py`: load a file, run it, print how far resident memory grew, in bytes.
 
-Arguments: model, inputs (.npz), threads, runs, names of the inputs. It imports numpy and onnxruntime only, and what
-they take does not count.
+Arguments: runtime, model, inputs (.npz), threads, runs, names of the inputs. It imports numpy and the runtime only, and
+what they take does not count.
 """
 
+import importlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import onnxruntime
 
 
 def resident() -> tuple[int, int]:
@@ -22,18 +24,38 @@ def forget_peak() -> None:
         file.write("5")
 
 
-def main(model: str, inputs: str, threads: str, runs: str, *names: str) -> None:
-    with np.load(inputs, allow_pickle=False) as archive:
-        feed = {name: archive[f"arr_{i}"] for i, name in enumerate(names)}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(threads)
+def with_onnxruntime(library: Any, model: str, threads: int) -> Callable[[dict[str, Any]], Any]:
+    options = library.SessionOptions()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    session = library.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(None, feed)
+
+
+def with_openvino(library: Any, model: str, threads: int) -> Callable[[dict[str, Any]], Any]:
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = library.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return lambda feed: request.infer(feed, share_inputs=True)
+
+
+OPEN = {"onnxruntime": with_onnxruntime, "openvino": with_openvino}
+
+
+def main(runtime: str, model: str, inputs: str, threads: str, runs: str, *names: str) -> None:
+    with np.load(inputs, allow_pickle=False) as archive:
+        feed = {name: archive[f"arr_{i}"] for i, name in enumerate(names)}
+    library = importlib.import_module(runtime)
     forget_peak()
     before, _ = resident()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    run = OPEN[runtime](library, model, int(threads))
     for _ in range(int(runs)):
-        session.run(None, feed)
+        run(feed)
     sys.stdout.write(f"{resident()[1] - before}\n")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.core.graph import Example
+from paretoprune.targets.feeds import feed_of
 from paretoprune.targets.fingerprint import machine_facts, version_of
 from paretoprune.targets.session import OrtRunner
 
@@ -42,14 +44,17 @@ class OnnxRuntime:
 
         Raises ExportMismatchError with the largest error if they disagree, TargetError if the export is impossible.
         """
-        from paretoprune.targets.export import export_fp32, export_int8
+        from paretoprune.targets.export import export_fp32
+        from paretoprune.targets.int8 import quantize_file
 
         if precision == "fp32":
-            return export_fp32(self, module, example, Path(path))
+            return export_fp32(self.load, module, example, Path(path))
         if precision == "int8":
             if calibration is None:
                 raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
-            return export_int8(self, module, example, Path(path), calibration)
+            with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
+                fp32 = export_fp32(self.load, module, example, Path(folder) / "fp32.onnx")
+                return quantize_file(fp32, Path(path), (feed_of(inputs) for inputs in calibration), self.threads)
         raise UsageError(f"precision {precision!r} is not offered by {self.name}; use {' or '.join(self.precisions)}")
 
     def load(self, path: Path) -> OrtRunner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from paretoprune.core.errors import TargetError
+from paretoprune.core.protocols import Runner
 from paretoprune.targets.onnx_file import has_external_data, read_model
 
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
@@ -46,6 +47,12 @@ def open_session(model: Path | bytes, threads: int, name: str) -> onnxruntime.In
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:400]
+
+
+class FileRunner(Runner, Protocol):
+    """A runner of our own."""
+
+    output_names: tuple[str, ...]
 
 
 class OrtRunner:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 
 from paretoprune.core.errors import UsageError
 from paretoprune.core.protocols import Target
+from paretoprune.targets.openvino import OpenVino
 from paretoprune.targets.ort import OnnxRuntime
 
 TARGETS: Mapping[str, Callable[[int], Target]] = {
     "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
 }
 
 _METHODS = ("fingerprint", "export", "load")
