@@ -164,6 +164,9 @@ def test_measure_against_another_file(invoke: Invoke, finished: Path) -> None:
     shown = invoke("measure", members / "original.onnx")
     assert "latency" in shown.stdout
     assert invoke("measure", members / "nothing.onnx").exit_code == 2
+    elsewhere = invoke("measure", members / "original.onnx", "--target", "tensorflow")
+    assert elsewhere.exit_code == 2
+    assert "offered: onnxruntime, openvino" in elsewhere.stderr
 
 
 @pytest.mark.parametrize("where", ["recipe", "reference"])

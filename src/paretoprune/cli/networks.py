@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from paretoprune.core.measurement import Measurement
 
 
+Target = Annotated[str, typer.Option(help="The runtime: onnxruntime, openvino, or your own as module:Class.")]
+
+
 def inspect(
     ctx: typer.Context,
     network: Annotated[str, typer.Argument(help="pkg.mod:build, found from the current folder, or a recipe (.toml).")],
     shape: Annotated[str | None, typer.Option(help="The shape of one sample, e.g. 3,32,32.")] = None,
     dtype: Annotated[str, typer.Option(help="Its type.")] = "float32",
     example: Annotated[str | None, typer.Option(help="pkg.mod:example, in place of a shape.")] = None,
-    time: Annotated[bool, typer.Option("--time", help="Also measure each layer alone on ONNX Runtime.")] = False,
+    time: Annotated[bool, typer.Option("--time", help="Also measure each layer alone on the target.")] = False,
+    target: Target = "onnxruntime",
     everything: Annotated[bool, typer.Option("--all", help="Every axis and layer, also of a large network.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every axis.")] = False,
 ) -> None:
@@ -34,7 +38,7 @@ def inspect(
 
     model, given = _network(network, shape, dtype, example)
     flags: Flags = ctx.obj
-    found = survey(model, given, time_on="onnxruntime" if time else None)
+    found = survey(model, given, time_on=target if time else None)
     if as_json:
         show.json_text(found.to_json())
         return
@@ -76,12 +80,13 @@ def _sizes(shape: str) -> list[int]:
 def measure(
     model: Annotated[Path, typer.Argument(help="An exported file.")],
     against: Annotated[Path | None, typer.Option(help="Another one, timed in turns with it.")] = None,
+    target: Target = "onnxruntime",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Measure an ONNX file on ONNX Runtime: one sample at a time, one thread."""
+    """Measure an ONNX file on a runtime: one sample at a time, one thread."""
     from paretoprune.pipeline.runtime import measure as measured
 
-    taken = measured(model, against=against)
+    taken = measured(model, target=target, against=against)
     if as_json:
         show.json_text({name: value.to_json() for name, value in taken.items()})
         return
