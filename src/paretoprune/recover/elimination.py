@@ -14,6 +14,9 @@ from paretoprune.core.errors import PlanError
 from paretoprune.recover.gram import Gram
 from paretoprune.recover.least_squares import DAMPING, cholesky, moments
 
+KEEP = 0.75
+"""Where no more of the positions are left, what is gone is forgotten: each removal works on what is left."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -43,20 +46,31 @@ class Elimination:
                 f"groups must be disjoint columns of {matrix.shape[1]}, shape (positions, columns per position)"
             )
         moment = moments(gram, intercept, damping)
-        self.groups = groups.to(moment.device)
-        self.weight = matrix.detach().to(moment.device, torch.float64)
-        self.total = float(((self.weight @ moment) * self.weight).sum())
-        self.inverse = torch.cholesky_inverse(cholesky(moment))
-        self.alive = torch.ones(len(groups), dtype=torch.bool, device=moment.device)
+        weight = matrix.detach().to(moment.device, torch.float64)
+        self.size = len(groups)
+        self.total = float(((weight @ moment) * weight).sum())
+        inverse = torch.cholesky_inverse(cholesky(moment))
+        self._places = torch.arange(self.size, device=moment.device)
+        self._columns = torch.arange(matrix.shape[1], device=moment.device)
+        self._alive = torch.ones(self.size, dtype=torch.bool, device=moment.device)
+        self._weight, self._inverse, self._groups = weight, inverse, groups.to(moment.device)
+        if groups.numel() < matrix.shape[1]:
+            self._compact()
+
+    def left(self) -> tuple[Tensor, Tensor]:
+        """(columns of the matrix that belong to positions which are left, their weights (outputs, columns))."""
+        columns = self._groups[self._alive].reshape(-1)
+        return self._columns[columns], self._weight[:, columns]
 
     def costs(self) -> Tensor:
         """(positions,) share of energy that each removal would lose next; infinite for those that are gone."""
-        inner = self._blocks()
-        mine = self.weight[:, self.groups].permute(1, 2, 0)
-        solved = torch.cholesky_solve(mine, torch.linalg.cholesky(inner))
+        mine = self._weight[:, self._groups].permute(1, 2, 0)
+        solved = torch.cholesky_solve(mine, torch.linalg.cholesky(self._blocks()))
         lost = (mine * solved).sum(dim=(1, 2)).clamp_min(0)
         lost = lost / self.total if self.total > 0 else torch.zeros_like(lost)
-        return lost.masked_fill(~self.alive, torch.inf)
+        result = torch.full((self.size,), torch.inf, dtype=lost.dtype, device=lost.device)
+        result[self._places] = lost.masked_fill(~self._alive, torch.inf)
+        return result
 
     def remove(self, positions: Sequence[int]) -> list[float]:
         """Take `positions` out; the share of energy that each loses, in their order.
@@ -64,25 +78,38 @@ class Elimination:
         With L Lᵀ = B_gg, Z = L⁻¹ W_gᵀ and V = L⁻¹ B_g the update is W -= Zᵀ V, B -= Vᵀ V, and since L's leading part
         belongs to the leading positions, the squares of Z are the costs one after the other.
         """
-        columns = self.groups[list(positions)].reshape(-1)
-        rows = self.inverse[columns]
+        here = torch.searchsorted(self._places, torch.tensor(list(positions), device=self._places.device))
+        columns = self._groups[here].reshape(-1)
+        rows = self._inverse[columns]
         factor = torch.linalg.cholesky(rows[:, columns])
-        down = torch.linalg.solve_triangular(factor, self.weight[:, columns].T, upper=False)
+        down = torch.linalg.solve_triangular(factor, self._weight[:, columns].T, upper=False)
         across = torch.linalg.solve_triangular(factor, rows, upper=False)
-        self.weight.addmm_(down.T, across, alpha=-1)
-        self.inverse.addmm_(across.T, across, alpha=-1)
-        self.weight[:, columns] = 0
-        self.inverse[columns] = 0
-        self.inverse[:, columns] = 0
-        self.alive[list(positions)] = False
+        self._weight.addmm_(down.T, across, alpha=-1)
+        self._inverse.addmm_(across.T, across, alpha=-1)
+        self._weight[:, columns] = 0
+        self._inverse[columns] = 0
+        self._inverse[:, columns] = 0
+        self._alive[here] = False
         lost = down.square().sum(dim=1).reshape(len(positions), -1).sum(dim=1)
+        if int(self._alive.sum()) <= KEEP * len(self._alive):
+            self._compact()
         return [float(x) / self.total if self.total > 0 else 0.0 for x in lost]
+
+    def _compact(self) -> None:
+        """Forget what is gone, and columns of no position: nothing that is asked for depends on them any more."""
+        groups = self._groups[self._alive]
+        columns = groups.reshape(-1)
+        self._weight = self._weight[:, columns]
+        self._inverse = self._inverse[columns][:, columns]
+        self._columns, self._places = self._columns[columns], self._places[self._alive]
+        self._groups = torch.arange(columns.numel(), device=columns.device).reshape(groups.shape)
+        self._alive = torch.ones(len(groups), dtype=torch.bool, device=columns.device)
 
     def _blocks(self) -> Tensor:
         """(positions, t, t) diagonal blocks of the inverse; the identity for positions that are gone."""
-        blocks = self.inverse[self.groups[:, :, None], self.groups[:, None, :]]
-        unit = torch.eye(self.groups.shape[1], dtype=blocks.dtype, device=blocks.device)
-        return torch.where(self.alive[:, None, None], blocks, unit)
+        blocks = self._inverse[self._groups[:, :, None], self._groups[:, None, :]]
+        unit = torch.eye(self._groups.shape[1], dtype=blocks.dtype, device=blocks.device)
+        return torch.where(self._alive[:, None, None], blocks, unit)
 
 
 def order_by_error(
@@ -105,7 +132,7 @@ def order_jointly(eliminations: Sequence[Elimination], *, at_once: int | None = 
     The cheapest `at_once` positions go before costs are looked at again: by default one, or a 64th of many. The errors
     are exact either way.
     """
-    sizes = {len(e.groups) for e in eliminations}
+    sizes = {e.size for e in eliminations}
     if len(sizes) != 1:
         raise PlanError(f"contractions over one axis must agree on its size, got {sorted(sizes)}")
     size = sizes.pop()
