@@ -70,23 +70,27 @@ def _network(network: str, shape: str | None, dtype: str, example: str | None) -
     return problem.built(network, {}, "NETWORK"), problem.example_from(checked)
 
 
-def _sizes(shape: str) -> list[int]:
+def _sizes(text: str, option: str = "--shape", like: str = "3,32,32") -> list[int]:
     try:
-        return [int(part) for part in shape.split(",")]
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--shape {shape!r}: give whole numbers with commas, e.g. 3,32,32") from None
+        raise UsageError(f"{option} {text!r}: give whole numbers with commas, e.g. {like}") from None
 
 
 def measure(
     model: Annotated[Path, typer.Argument(help="An exported file.")],
     against: Annotated[Path | None, typer.Option(help="Another one, timed in turns with it.")] = None,
     target: Target = "onnxruntime",
+    batches: Annotated[
+        str | None, typer.Option(help="Also throughput, tails and the cold start, e.g. for batches 1,8,32.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Measure an ONNX file on a runtime: one sample at a time, one thread."""
     from paretoprune.pipeline.runtime import measure as measured
 
-    taken = measured(model, target=target, against=against)
+    sizes = None if batches is None else _sizes(batches, "--batches", "1,8,32")
+    taken = measured(model, target=target, against=against, batches=sizes)
     if as_json:
         show.json_text({name: value.to_json() for name, value in taken.items()})
         return

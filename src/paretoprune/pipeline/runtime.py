@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Target
 from paretoprune.pipeline.pruned import Pruned
-from paretoprune.targets import find_target, measure_file
+from paretoprune.targets import find_target, measure_file, serving
 from paretoprune.targets.feeds import feed_of
 
 Exportable = nn.Module | Pruned | str | Path
@@ -46,18 +46,22 @@ def measure(
     example: Any = None,
     target: str | Target = "onnxruntime",
     against: Exportable | None = None,
+    batches: Sequence[int] | None = None,
 ) -> Mapping[str, Measurement]:
     """Figures of an exported file (a module is exported first), one sample at a time.
 
-    `against` is timed in turns with it and gives "speedup". `example` may be left out for an ONNX file whose inputs
-    have fixed shapes but for the batch.
+    `against` is timed in turns with it and gives "speedup". `batches`, e.g. (1, 8, 32), adds what a server cares for:
+    for each batch size the wall time's median and tails ("p50_ms_b8", "p95_ms_b8", "p99_ms_b8") and the throughput in
+    samples per second ("throughput_b8"), and "cold_start_ms", load and first answer in a fresh process. `example` may
+    be left out for an ONNX file whose inputs have fixed shapes but for the batch.
     """
     runtime = find_target(target)
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         file = _file(runtime, model_or_file, example, Path(folder) / "model.onnx")
         baseline = None if against is None else _file(runtime, against, example, Path(folder) / "against.onnx")
         feed = _one_sample(file, example)
-        return measure_file(runtime, file, feed, baseline, memory=True)
+        found = measure_file(runtime, file, feed, baseline, memory=True)
+        return found if batches is None else {**found, **serving(runtime, file, feed, batches)}
 
 
 def _file(target: Target, given: Exportable, example: Any, path: Path) -> Path:

@@ -21,6 +21,7 @@ from paretoprune.targets.macs import Workload, macs_of_file, workload_of_file
 from paretoprune.targets.measure import measure_file
 from paretoprune.targets.memory import peak_memory
 from paretoprune.targets.ort import OnnxRuntime
+from paretoprune.targets.serving import serving
 from paretoprune.targets.session import OrtRunner
 from paretoprune.targets.size import size_bytes
 from paretoprune.targets.table import TARGETS, find_target
@@ -52,6 +53,7 @@ __all__ = [
     "measure_layer",
     "meter_for",
     "peak_memory",
+    "serving",
     "size_bytes",
     "staircase",
     "workload_of_file",

@@ -1,4 +1,7 @@
-"""Run in a fresh process by `memory.py`: load a file, run it, print how far resident memory grew, in bytes.
+"""Run in a fresh process by `memory.py`: load a file, run it, and print two numbers.
+
+How far resident memory grew, in bytes (-1 where the system keeps no record), and how long load and first run took, in
+nanoseconds.
 
 Arguments: runtime, model, inputs (.npz), threads, runs, names of the inputs. It imports numpy and the runtime only, and
 what they take does not count.
@@ -6,6 +9,7 @@ what they take does not count.
 
 import importlib
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +23,13 @@ def resident() -> tuple[int, int]:
     return tuple(1024 * int(facts[key].split()[0]) for key in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
 
 
-def forget_peak() -> None:
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")
+def forget_peak() -> bool:
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True
 
 
 def with_onnxruntime(library: Any, model: str, threads: int) -> Callable[[dict[str, Any]], Any]:
@@ -51,12 +59,15 @@ def main(runtime: str, model: str, inputs: str, threads: str, runs: str, *names:
     with np.load(inputs, allow_pickle=False) as archive:
         feed = {name: archive[f"arr_{i}"] for i, name in enumerate(names)}
     library = importlib.import_module(runtime)
-    forget_peak()
-    before, _ = resident()
+    recorded = forget_peak()
+    before = resident()[0] if recorded else 0
+    begun = time.perf_counter_ns()
     run = OPEN[runtime](library, model, int(threads))
-    for _ in range(int(runs)):
+    run(feed)
+    first = time.perf_counter_ns() - begun
+    for _ in range(int(runs) - 1):
         run(feed)
-    sys.stdout.write(f"{resident()[1] - before}\n")
+    sys.stdout.write(f"{resident()[1] - before if recorded else -1} {first}\n")
 
 
 if __name__ == "__main__":
