@@ -7,12 +7,14 @@ import sys
 import time
 
 import numpy as np
+import onnx
 import psutil
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
-from paretoprune.core.errors import ExportMismatchError
+from paretoprune.core.errors import ExportMismatchError, TargetError
 from paretoprune.core.graph import Example
 from paretoprune.targets import (
     Clock,
@@ -22,6 +24,7 @@ from paretoprune.targets import (
     Timing,
     compare,
     compare_fresh,
+    find_target,
     measure_file,
     meter_for,
 )
@@ -133,3 +136,17 @@ def test_54_without_a_counter_energy_is_estimated_and_never_zero(tmp_path, monke
         assert found[name].status == "estimated"
         assert found[name].value > 0
         assert "estimated" in found[name].note
+
+
+@pytest.mark.parametrize(("name", "other"), [("onnxruntime", "openvino"), ("openvino", "onnxruntime")])
+@pytest.mark.parametrize("domain", ["", "mine"])
+def test_an_operator_that_a_runtime_lacks_is_named_with_what_else_to_try(tmp_path, name, other, domain):
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'paretoprune[openvino]'")
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Wonder", ["x"], ["y"], domain=domain)], "g", [x], [y])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    path = tmp_path / "wonder.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    with pytest.raises(TargetError, match=f"no operator .*Wonder.*wonder.onnx needs: try target='{other}'"):
+        find_target(name).load(path)

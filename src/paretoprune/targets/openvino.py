@@ -24,7 +24,7 @@ from paretoprune.targets.feeds import Feed, feed_of, slices
 from paretoprune.targets.files import new_file
 from paretoprune.targets.fingerprint import machine_facts, version_of
 from paretoprune.targets.onnx_file import has_external_data, read_model
-from paretoprune.targets.session import one_line
+from paretoprune.targets.session import one_line, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,7 +125,7 @@ class OpenVinoRunner:
             read = core.read_model(str(path)) if has_external_data(model) else core.read_model(data)
             compiled = core.compile_model(read, "CPU", settings)
         except RuntimeError as error:
-            raise TargetError(f"OpenVINO cannot load {path}: {one_line(error)}") from error
+            raise refused("OpenVINO", str(path), error, "onnxruntime") from error
         return cls(compiled.create_infer_request(), compiled, str(path))
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:

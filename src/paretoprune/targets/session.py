@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +43,25 @@ def open_session(model: Path | bytes, threads: int, name: str) -> onnxruntime.In
     try:
         return onnxruntime.InferenceSession(source, session_options(threads), providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:
-        raise TargetError(f"ONNX Runtime cannot load {name}: {one_line(error)}") from error
+        raise refused("ONNX Runtime", name, error, "openvino") from error
+
+
+_MISSING = re.compile(
+    r"No Op registered for (?P<a>\S+)|Fatal error: (?P<b>[^(\s]+)\(.*is not a registered|"
+    r"No conversion rule found for operations: (?P<c>.+?)(?: To |$)"
+)
+
+
+def refused(runtime: str, name: str, error: Exception, others: str) -> TargetError:
+    """What a runtime says of a file that it does not load; a missing operator is named, with what else may have it."""
+    text = one_line(error)
+    if (found := _MISSING.search(text)) is None:
+        return TargetError(f"{runtime} cannot load {name}: {text}")
+    operator = next(group for group in found.groups() if group)
+    return TargetError(
+        f"{runtime} has no operator {operator}, which {name} needs: try target={others!r}, or write that part of the "
+        "network with other operators"
+    )
 
 
 def one_line(error: Exception) -> str:
