@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from paretoprune import graph as graphs
 from paretoprune import recover
@@ -152,15 +151,15 @@ def better(study: Study, trained: Pruned, start: Pruned, how: str) -> tuple[Prun
 
 def _distil_if_better(study: Study, start: Pruned, steps: int) -> tuple[Pruned, str]:
     trained = with_values(start, {})
-    module: Any = trained.program.module
-    names = graphs.hidden_nodes(study.traced)
-    hidden = hidden_of(study.traced, start.plan, module, names, torch.device(study.device))
     with study.timed("distil"):
-        _distil(study, module, steps, None if hidden is None else replace(hidden, weight=HIDDEN_WEIGHT))
+        _distil(study, trained.program.module, start.plan, steps)
     return better(study, trained, start, f"{steps} steps of distillation")
 
 
-def _distil(study: Study, student: nn.Module, steps: int, hidden: recover.Hidden | None = None) -> None:
+def _distil(study: Study, student: Any, plan: Plan, steps: int) -> None:
+    """On answers and hidden activations. `student`: the graph that `plan` was carried out on, trained in place."""
+    names, place = graphs.hidden_nodes(study.traced), torch.device(study.device)
+    hidden = hidden_of(study.traced, plan, student, names, place)
     with study.progress.stage("distillation", steps) as bar:
         recover.distill(
             student,
@@ -172,7 +171,7 @@ def _distil(study: Study, student: nn.Module, steps: int, hidden: recover.Hidden
             device=study.device,
             seed=study.settings.seed,
             on_step=lambda step, loss: bar.advance(note=f"loss {loss:.3f}"),
-            hidden=hidden,
+            hidden=None if hidden is None else replace(hidden, weight=HIDDEN_WEIGHT),
         )
 
 
@@ -198,9 +197,9 @@ def steps_within(study: Study, count: int, started: float) -> int:
 def _seconds_per_step(study: Study) -> float:
     """Teacher and student of the original's size: an upper bound for every candidate."""
     probe = graphs.cut(study.traced, Plan()).program.module
-    _distil(study, probe, 1)
+    _distil(study, probe, Plan(), 1)
     begun = time.perf_counter()
-    _distil(study, probe, PROBE_STEPS)
+    _distil(study, probe, Plan(), PROBE_STEPS)
     return (time.perf_counter() - begun) / PROBE_STEPS
 
 
