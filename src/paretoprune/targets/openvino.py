@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from paretoprune.core.errors import DataError, TargetError, UsageError
 from paretoprune.core.graph import Example
-from paretoprune.targets.feeds import Feed, feed_of, slices
 from paretoprune.targets.files import new_file
 from paretoprune.targets.fingerprint import machine_facts, version_of
 from paretoprune.targets.onnx_file import has_external_data, read_model
@@ -28,6 +27,8 @@ from paretoprune.targets.session import one_line, refused
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from paretoprune.targets.feeds import Feed
 
 
 class OpenVino:
@@ -60,6 +61,7 @@ class OpenVino:
         they disagree, TargetError if the export is impossible, UsageError where NNCF is not installed.
         """
         from paretoprune.targets.export import export_fp32
+        from paretoprune.targets.feeds import feed_of
 
         if precision == "fp32":
             return export_fp32(self.load, module, example, Path(path))
@@ -75,6 +77,7 @@ class OpenVino:
             return self._quantized(fp32, Path(path), (feed_of(inputs) for inputs in calibration))
 
     def _quantized(self, fp32: Path, path: Path, calibration: Iterable[Feed]) -> Path:
+        from paretoprune.targets.feeds import slices
         from paretoprune.targets.int8 import CALIBRATION_ROWS, CALIBRATION_SAMPLES, check_int8
 
         feeds = list(slices(calibration, CALIBRATION_ROWS, CALIBRATION_SAMPLES))

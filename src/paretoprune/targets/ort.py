@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.core.graph import Example
-from paretoprune.targets.feeds import feed_of
 from paretoprune.targets.fingerprint import machine_facts, version_of
 from paretoprune.targets.session import OrtRunner
 
@@ -45,6 +44,7 @@ class OnnxRuntime:
         Raises ExportMismatchError with the largest error if they disagree, TargetError if the export is impossible.
         """
         from paretoprune.targets.export import export_fp32
+        from paretoprune.targets.feeds import feed_of
         from paretoprune.targets.int8 import quantize_file
 
         if precision == "fp32":
