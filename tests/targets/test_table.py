@@ -39,9 +39,11 @@ def test_what_is_not_a_target_is_told_what_it_lacks(monkeypatch):
         find_target("half_target:Half")
 
 
-def test_everything_in_the_table_can_be_made():
-    for name, factory in TARGETS.items():
-        assert find_target(name).name == factory().name == name
+@pytest.mark.parametrize("name", TARGETS)
+def test_everything_in_the_table_can_be_made(name):
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'paretoprune[openvino]'")
+    assert find_target(name).name == TARGETS[name]().name == name
 
 
 def test_fingerprints():
