@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,6 +83,14 @@ class Contraction:
     """Dimension of the activation that is summed over, counted from the end."""
     batch_norm: str | None = None
     """Node of the batch normalisation that alone reads the output; it takes up a constant, in place of a bias."""
+
+
+def by_node(contractions: Iterable[Contraction]) -> dict[str, list[Contraction]]:
+    """Those that read the same activation, together."""
+    found: dict[str, list[Contraction]] = {}
+    for contraction in contractions:
+        found.setdefault(contraction.node, []).append(contraction)
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from paretoprune.core.axis import Axis
 from paretoprune.core.data import batch_size, take
 from paretoprune.core.errors import DataError, PruneError
 from paretoprune.core.evidence import Evidence
-from paretoprune.core.graph import Contraction
+from paretoprune.core.graph import Contraction, by_node
 from paretoprune.core.protocols import Criterion, Task
 from paretoprune.graph import TracedGraph
 from paretoprune.recover.inputs import device_of, part, to_device
@@ -185,10 +185,7 @@ def _observe(
 ) -> None:
     """Call `look(contraction, samples, what enters it)` on pieces of batches."""
     device = device_of(traced.program.module)
-    at: dict[str, list[Contraction]] = {}
-    for contraction in read:
-        at.setdefault(contraction.node, []).append(contraction)
-    seen = False
+    at, seen = by_node(read), False
     for inputs, _ in take(batches, samples):
         size = batch_size(inputs)
         for start in range(0, size, PIECE):

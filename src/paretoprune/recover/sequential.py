@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from paretoprune.core.data import batch_size, take
 from paretoprune.core.errors import DataError
-from paretoprune.core.graph import BatchNorm, Contraction, Example, Program, Walk
+from paretoprune.core.graph import BatchNorm, Contraction, Example, Program, Walk, by_node
 from paretoprune.recover.apply import Kept, Reconstructed, constant_of, outputs_kept, shift_constant
 from paretoprune.recover.batchnorm import Moments
 from paretoprune.recover.cross import CrossMoments, refit
@@ -88,9 +88,7 @@ def reconstruct_sequentially(
         pieces = list(_pieces(batches, samples))
         pairs = _pairs(original, pruned, pieces, memory)
         fit = _Fit(original, pruned, kept, pairs, rows_cap, damping)
-        contractions: dict[str, list[Contraction]] = {}
-        for contraction in pruned.contractions:
-            contractions.setdefault(contraction.node, []).append(contraction)
+        contractions = by_node(pruned.contractions)
         norms = {b.node: b for b in pruned.batch_norms}
         for node in pruned.nodes:
             if node in contractions:

@@ -10,7 +10,6 @@ import importlib
 import io
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -21,64 +20,30 @@ import onnx
 from numpy.typing import NDArray
 
 from paretoprune.core.errors import DataError, TargetError, UsageError
-from paretoprune.core.graph import Example
 from paretoprune.targets.files import new_file
 from paretoprune.targets.fingerprint import machine_facts, version_of
 from paretoprune.targets.onnx_file import has_external_data, read_model
+from paretoprune.targets.onnx_target import OnnxTarget
 from paretoprune.targets.session import one_line, refused
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from paretoprune.targets.feeds import Feed
 
 
-class OpenVino:
-    """Implements core.protocols.Target. Raises UsageError where OpenVINO is not installed."""
+class OpenVino(OnnxTarget):
+    """Implements core.protocols.Target; int8 is NNCF's. Raises UsageError for what is not installed of the two."""
 
     name = "openvino"
-    precisions: tuple[str, ...] = ("fp32", "int8")
 
     def __init__(self, threads: int = 1) -> None:
-        if threads < 1:
-            raise UsageError(f"threads={threads}: at least one thread is needed")
+        super().__init__(threads)
         library("openvino")
-        self.threads = threads
 
     def fingerprint(self) -> Mapping[str, str]:
         versions = {package: version_of(package) for package in ("openvino", "nncf", "onnx", "torch")}
         return {"target": self.name, "threads": str(self.threads), **machine_facts(), **versions}
 
-    def export(
-        self,
-        module: nn.Module,
-        example: Example,
-        path: Path,
-        precision: str = "fp32",
-        calibration: Iterable[Example] | None = None,
-    ) -> Path:
-        """Write one ONNX file, load it in OpenVINO and compare it with `module` at two batch sizes. Returns `path`.
-
-        int8 is quantized by NNCF and compared with the fp32 file. Raises ExportMismatchError with the largest error if
-        they disagree, TargetError if the export is impossible, UsageError where NNCF is not installed.
-        """
-        from paretoprune.targets.export import export_fp32
-        from paretoprune.targets.feeds import feed_of
-
-        if precision == "fp32":
-            return export_fp32(self.load, module, example, Path(path))
-        if precision != "int8":
-            raise UsageError(
-                f"precision {precision!r} is not offered by {self.name}; use {' or '.join(self.precisions)}"
-            )
-        if calibration is None:
-            raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
-        library("nncf")
-        with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-            fp32 = export_fp32(self.load, module, example, Path(folder) / "fp32.onnx")
-            return self._quantized(fp32, Path(path), (feed_of(inputs) for inputs in calibration))
-
-    def _quantized(self, fp32: Path, path: Path, calibration: Iterable[Feed]) -> Path:
+    def quantized(self, fp32: Path, path: Path, calibration: Iterable[Feed]) -> Path:
         from paretoprune.targets.feeds import slices
         from paretoprune.targets.int8 import CALIBRATION_ROWS, CALIBRATION_SAMPLES, check_int8
 

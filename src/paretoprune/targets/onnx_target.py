@@ -1,0 +1,65 @@
+"""What targets that run ONNX files share: threads, and an export that is checked on the runtime itself."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paretoprune.core.errors import TargetError, UsageError
+from paretoprune.core.graph import Example
+from paretoprune.targets.session import FileRunner
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from paretoprune.targets.feeds import Feed
+
+
+class OnnxTarget:
+    """Implements core.protocols.Target but for `fingerprint`, `load` and `quantized`."""
+
+    name: str
+    threads: int
+    precisions: tuple[str, ...] = ("fp32", "int8")
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 1:
+            raise UsageError(f"threads={threads}: at least one thread is needed")
+        self.threads = threads
+
+    def export(
+        self,
+        module: nn.Module,
+        example: Example,
+        path: Path,
+        precision: str = "fp32",
+        calibration: Iterable[Example] | None = None,
+    ) -> Path:
+        """Write one ONNX file, reload it here and compare it with `module` at two batch sizes. Returns `path`.
+
+        int8 is compared with the fp32 file. Raises ExportMismatchError with the largest error if they disagree,
+        TargetError if the export is impossible.
+        """
+        from paretoprune.targets.export import export_fp32
+        from paretoprune.targets.feeds import feed_of
+
+        if precision == "fp32":
+            return export_fp32(self.load, module, example, Path(path))
+        if precision not in self.precisions:
+            raise UsageError(
+                f"precision {precision!r} is not offered by {self.name}; use {' or '.join(self.precisions)}"
+            )
+        if calibration is None:
+            raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
+        with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
+            fp32 = export_fp32(self.load, module, example, Path(folder) / "fp32.onnx")
+            return self.quantized(fp32, Path(path), (feed_of(inputs) for inputs in calibration))
+
+    def load(self, path: Path) -> FileRunner:
+        raise NotImplementedError
+
+    def quantized(self, fp32: Path, path: Path, calibration: Iterable[Feed]) -> Path:
+        """Write the int8 form of an exported file to `path` and check it. Raises what `export` does."""
+        raise NotImplementedError
