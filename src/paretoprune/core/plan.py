@@ -1,4 +1,4 @@
-"""A plan: which positions of which axes stay, which blocks go, which weights become two thin ones.
+"""A plan: which positions of which axes stay, which blocks go, which weights become two thin ones, in how many bits.
 
 Pure data, replayable on a fresh checkpoint.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from paretoprune.core.errors import FileError, PlanError
 
-PLAN_SCHEMA = 3
+PLAN_SCHEMA = 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Plan:
     no effect.
     `ranks`: by weight name, how many channels stand between the two thin layers that take a layer's place. What is cut
     is cut first. `spatial`: those of them whose kernel is divided, k × 1 and then 1 × k; else k × k and then 1 × 1.
+    `bits`: by weight name or pattern, the precision that differs from the file's, e.g. {"head.weight": "fp32"} in an
+    int8 file; the first pattern that fits counts. `activations`: by name (or pattern) of an activation's node, the
+    cheaper one that takes its place, e.g. {"*": "relu"}.
     `graph` is the fingerprint of the graph that the plan was made for; empty for a plan written by hand.
     """
 
@@ -31,6 +34,8 @@ class Plan:
     blocks: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     spatial: tuple[str, ...] = ()
+    bits: Mapping[str, str] = field(default_factory=dict)
+    activations: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -40,11 +45,13 @@ class Plan:
             "blocks": list(self.blocks),
             "ranks": dict(sorted(self.ranks.items())),
             "spatial": sorted(self.spatial),
+            "bits": dict(self.bits),
+            "activations": dict(self.activations),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Read what `to_json` wrote, or an earlier version (schema 1 knew no blocks, 2 no ranks).
+        """Read what `to_json` wrote, or an earlier version (schema 1 knew no blocks, 2 no ranks, 3 no bits).
 
         Raises FileError for a newer schema, PlanError for anything malformed.
         """
@@ -70,9 +77,16 @@ class Plan:
         spatial = data.get("spatial", [])
         if not isinstance(spatial, list) or not all(isinstance(w, str) and w in ranks for w in spatial):
             raise PlanError(f"plan: 'spatial' is {str(spatial)[:80]}; it must be a list of weights that 'ranks' names")
+        bits, activations = (_texts(key, data.get(key, {})) for key in ("bits", "activations"))
         axes = {str(a): tuple(sorted(set(p))) for a, p in kept.items()}
         thin = dict(ranks), tuple(sorted(set(spatial)))
-        return cls(axes, str(data.get("graph", "")), tuple(dict.fromkeys(blocks)), *thin)
+        return cls(axes, str(data.get("graph", "")), tuple(dict.fromkeys(blocks)), *thin, bits, activations)
 
     def dumps(self) -> str:
         return json.dumps(self.to_json(), indent=1)
+
+
+def _texts(key: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        raise PlanError(f"plan: {key!r} is {str(value)[:80]}; it must be an object of name to name")
+    return dict(value)

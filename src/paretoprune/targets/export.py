@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 from paretoprune.core.errors import ExportMismatchError, TargetError
 from paretoprune.core.graph import Example
 from paretoprune.targets.branches import Place, check_one_way, python_values
+from paretoprune.targets.clean import renamed, tidied
 from paretoprune.targets.constants import with_constants
 from paretoprune.targets.feeds import Signature, array_of, randomised, resized, signature_of
 from paretoprune.targets.files import new_file
@@ -30,6 +32,9 @@ TRACE_BATCH = 2
 
 VERIFY_BATCHES = (3, 1)
 """Neither is the batch that was traced, so a frozen batch shows."""
+
+
+_PREFIX = "module."
 
 
 class _Flat(nn.Module):
@@ -94,11 +99,27 @@ def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
                 input_names=list(inputs),
                 output_names=list(names),
                 dynamic_axes=axes,
-                do_constant_folding=True,
+                do_constant_folding=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
             )
+            onnx.save(tidied(_with_names(onnx.load(str(file)))), str(file))
     except (RuntimeError, TypeError, ValueError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
         raise TargetError(f"the ONNX exporter refused the network: {one_line(error)}") from error
     check_one_way(flat, type(flat.module).__name__, tensors, places)
+
+
+def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights are called as in the network, without the wrapper's prefix. Changes `model`."""
+    graph = model.graph
+    taken = {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
+    taken |= {v.name for v in graph.input}
+    names = {t.name: t.name.removeprefix(_PREFIX) for t in graph.initializer if t.name.startswith(_PREFIX)}
+    names = {old: new for old, new in names.items() if new not in taken}
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in graph.node:
+        renamed(node, names)
+    return model
 
 
 def verify(runner: FileRunner, flat: _Flat, tensors: list[torch.Tensor]) -> None:

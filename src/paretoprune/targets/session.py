@@ -27,12 +27,13 @@ _QUIET = 4
 """Fatal messages only: every error reaches the caller as an exception."""
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: int, optimize: bool = True) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = _QUIET
     return options
 
