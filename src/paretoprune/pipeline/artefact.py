@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from torch import nn
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
+from paretoprune.core.protocols import Target
 from paretoprune.pipeline import why
 from paretoprune.pipeline.judged import judge
 from paretoprune.pipeline.study import Study
 from paretoprune.targets import Clock, Timing, measure_file
 from paretoprune.targets.energy import WATTS_PER_CORE
 from paretoprune.targets.feeds import feed_of
+from paretoprune.targets.traits import suffix_of, timing_for
 
 INT8_SAMPLES = 256
 SAMPLE_MS = 1.0
@@ -28,19 +30,20 @@ MAX_CPU_S = 1.5
 
 
 def finish(study: Study, name: str, network: str, precision: str, load: Callable[[], nn.Module], plan: Plan) -> None:
-    """Export `load()` as `members/<name>.onnx` and record every figure of it, once.
+    """Export `load()` as `members/<name>.onnx` (or what the target's files end in) and record every figure of it, once.
 
     The test set is read here, once per file: what is recorded was final before.
     """
     if study.folder.has("candidate", name):
         return
-    file = study.folder.artefact(f"members/{name}.onnx")
+    member = file_of(study, name)
+    file = study.folder.artefact(member)
     file.parent.mkdir(parents=True, exist_ok=True)
     with study.timed("export"):
         study.target.export(load(), study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
-        study.folder.seal(f"members/{name}.onnx")
-    figures = measure(study, name, file)
+        study.folder.seal(member)
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
+    figures = measure(study, name, file, widths)
     figures["parameters"] = Measurement.exact(study.traced.parameters(widths), "parameter")
     with study.timed("evaluate"):
         judged = judge(study, predictor(study, file), load, name)
@@ -52,7 +55,7 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
         {
             "network": network,
             "precision": precision,
-            "file": f"members/{name}.onnx",
+            "file": member,
             "plan": plan.to_json(),
             "measurements": {k: m.to_json() for k, m in figures.items()},
             "original": name == "original",
@@ -62,31 +65,43 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
     )
 
 
-def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
-    """Latency against the fp32 original, interleaved with it; size, memory, energy, MACs."""
-    baseline = study.folder.artefact("members/original.onnx")
+def file_of(study: Study, name: str) -> str:
+    return f"members/{name}{suffix_of(study.target)}"
+
+
+def measure(study: Study, name: str, file: Path, widths: Mapping[str, int] | None = None) -> dict[str, Measurement]:
+    """Latency against the fp32 original, interleaved with it; size, memory, energy, MACs.
+
+    MACs are counted in an ONNX file; of another file they are the graph's with these widths, where they are given.
+    """
+    baseline = study.folder.artefact(file_of(study, "original"))
     with study.timed("measure"):
         figures = measure_file(
             study.target,
             file,
             feed_of(study.one),
             None if name == "original" else baseline,
-            timing=timing(study.target.threads),
+            timing=timing(study.target),
             memory=True,
             watts_per_core=study.settings.watts_per_core or WATTS_PER_CORE,
         )
-    if study.target.threads == 1:
+    if study.target.threads == 1 and not hasattr(study.target, "clock"):
         del figures["cpu_ms"]  # it is the latency itself
+    if file.suffix != ".onnx" and widths is not None:
+        macs = Measurement.exact(study.traced.macs(widths), "MAC", figures["latency_ms"].target, "of the traced graph")
+        figures["macs"] = macs
     if name == "original":
         figures["speedup"] = replace(Measurement.exact(1.0, "x"), target=figures["latency_ms"].target)
     return figures
 
 
-def timing(threads: int) -> Timing:
-    """One thread: the CPU time of the calling thread, so that progress bars do not count. Several: wall time."""
-    if threads == 1:
-        return Timing(min_sample_ms=SAMPLE_MS, max_cpu_s=MAX_CPU_S, clock=Clock(cpu_ns=time.thread_time_ns))
-    return Timing(min_sample_ms=SAMPLE_MS, max_cpu_s=MAX_CPU_S, basis="wall")
+def timing(target: Target) -> Timing:
+    """One thread: the CPU time of the calling thread, so that progress bars do not count. Several: wall time.
+
+    A target with a clock of its own, a GPU's, is timed by that.
+    """
+    clock = {"clock": Clock(cpu_ns=time.thread_time_ns)} if target.threads == 1 else {}
+    return timing_for(target, min_sample_ms=SAMPLE_MS, max_cpu_s=MAX_CPU_S, **clock)
 
 
 def predictor(study: Study, file: Path) -> Callable[[Example], Any]:

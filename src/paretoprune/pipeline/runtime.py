@@ -16,8 +16,10 @@ from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Target
 from paretoprune.pipeline.pruned import Pruned
-from paretoprune.targets import find_target, measure_file, serving
+from paretoprune.pipeline.targets import find_target
+from paretoprune.targets import measure_file, serving
 from paretoprune.targets.feeds import feed_of
+from paretoprune.targets.traits import suffix_of
 
 Exportable = nn.Module | Pruned | str | Path
 
@@ -53,14 +55,19 @@ def measure(
     `against` is timed in turns with it and gives "speedup". `batches`, e.g. (1, 8, 32), adds what a server cares for:
     for each batch size the wall time's median and tails ("p50_ms_b8", "p95_ms_b8", "p99_ms_b8") and the throughput in
     samples per second ("throughput_b8"), and "cold_start_ms", load and first answer in a fresh process. `example` may
-    be left out for an ONNX file whose inputs have fixed shapes but for the batch.
+    be left out for a file whose inputs have fixed shapes but for the batch. MACs are those of an ONNX file or a Pruned.
     """
     runtime = find_target(target)
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-        file = _file(runtime, model_or_file, example, Path(folder) / "model.onnx")
-        baseline = None if against is None else _file(runtime, against, example, Path(folder) / "against.onnx")
-        feed = _one_sample(file, example)
+        suffix = suffix_of(runtime)
+        file = _file(runtime, model_or_file, example, Path(folder) / f"model{suffix}")
+        baseline = None if against is None else _file(runtime, against, example, Path(folder) / f"against{suffix}")
+        feed = _one_sample(runtime, file, example)
         found = measure_file(runtime, file, feed, baseline, memory=True)
+        if isinstance(model_or_file, Pruned) and "macs" not in found:
+            found["macs"] = Measurement.exact(
+                model_or_file.macs, "MAC", found["latency_ms"].target, "of the traced graph"
+            )
         return found if batches is None else {**found, **serving(runtime, file, feed, batches)}
 
 
@@ -74,10 +81,16 @@ def _file(target: Target, given: Exportable, example: Any, path: Path) -> Path:
     return export(given, example, path, target)
 
 
-def _one_sample(file: Path, example: Any) -> dict[str, Any]:
-    if example is None:
+def _one_sample(target: Target, file: Path, example: Any) -> dict[str, Any]:
+    if example is None and file.suffix == ".onnx":
         from paretoprune.targets.onnx_file import example_feed
 
         return example_feed(file)
+    if example is None:
+        sample = getattr(target.load(file), "sample", None)
+        if sample is None:
+            raise UsageError(f"{file}: what it takes cannot be read off it; give example=")
+        found: dict[str, Any] = sample()
+        return found
     feed = feed_of(Example.of(example))
     return {name: array[:1] for name, array in feed.items()}

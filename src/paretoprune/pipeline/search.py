@@ -27,9 +27,10 @@ from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
 from paretoprune.pipeline.study import Study, identity
+from paretoprune.pipeline.targets import find_target
 from paretoprune.pipeline.threads import free_threads
 from paretoprune.store.run import RunFolder
-from paretoprune.targets import find_target
+from paretoprune.targets.traits import suffix_of
 from paretoprune.tasks import check_data, task_of
 
 
@@ -221,12 +222,13 @@ def _measure_cheapest(study: Study, options: space.Space) -> dict[str, Any]:
 
 
 def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
-    plan = options.plan(study, {c.axis: c.widths[0] for c in options.choices})
+    widths = {c.axis: c.widths[0] for c in options.choices}
+    plan = options.plan(study, widths)
     module = graphs.cut(study.traced, plan).program.module
     taken: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         for precision in study.settings.precisions:
-            file = Path(folder) / f"{precision}.onnx"
+            file = Path(folder) / f"{precision}{suffix_of(study.target)}"
             study.target.export(module, study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
-            taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file).items()}
+            taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file, widths).items()}
     return taken

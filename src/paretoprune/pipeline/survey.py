@@ -12,7 +12,8 @@ from paretoprune.core.layers import LayerSpec
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline.opening import Network, name_of, opened
-from paretoprune.targets import CostTable, find_target
+from paretoprune.pipeline.targets import find_target
+from paretoprune.targets import CostTable
 
 
 @dataclass(frozen=True)

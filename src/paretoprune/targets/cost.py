@@ -14,8 +14,9 @@ from paretoprune.core.errors import FileError, TargetError, UsageError
 from paretoprune.core.layers import LayerSpec
 from paretoprune.core.protocols import Target
 from paretoprune.targets.fingerprint import fingerprint_id
-from paretoprune.targets.latency import Timer, Timing, Work
+from paretoprune.targets.latency import Timer, Work
 from paretoprune.targets.layers import layer_model
+from paretoprune.targets.traits import timing_for
 
 COST_SCHEMA = 1
 BUDGET_MS = 40.0
@@ -81,13 +82,17 @@ def measure_layer(target: Target, spec: LayerSpec, precision: str = "fp32") -> f
         raise UsageError(
             f"precision {precision!r} is not offered by {target.name}; use {' or '.join(target.precisions)}"
         )
-    timing = Timing(min_sample_ms=SAMPLE_MS, basis="cpu" if target.threads == 1 else "wall")
+    timing = timing_for(target, min_sample_ms=SAMPLE_MS)
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         timers = [Timer(_work(target, spec, copies, precision, Path(folder)), timing) for copies in (1, 2)]
     return _difference(timers, 0 if timing.basis == "cpu" else 1, f"{spec}")
 
 
 def _work(target: Target, spec: LayerSpec, copies: int, precision: str, folder: Path) -> Work:
+    own = getattr(target, "layer", None)
+    if own is not None:
+        work: Work = own(spec, copies, precision)
+        return work
     path = folder / f"layer{copies}.onnx"
     path.write_bytes(layer_model(spec, copies, precision).SerializeToString())
     runner, feed = target.load(path), {"x": spec.example()}

@@ -22,8 +22,9 @@ from paretoprune.targets.latency import (
     measure_latency_fresh,
 )
 from paretoprune.targets.macs import workload_of_file
-from paretoprune.targets.memory import RUNTIMES, peak_memory
+from paretoprune.targets.memory import peak_memory
 from paretoprune.targets.size import size_bytes
+from paretoprune.targets.traits import device_of, reopened, timing_for
 
 COUNTER_WINDOW_S = 0.2
 """Long against the millisecond steps of energy counters."""
@@ -49,8 +50,11 @@ def measure_file(
     """
     path = Path(path)
     mark = fingerprint_id(target.fingerprint())
-    timing = timing or Timing(basis="cpu" if target.threads == 1 else "wall")
+    timing = timing or timing_for(target)
     make = _maker(target, path, inputs)
+    if getattr(target, "compiles", False):
+        for file in (path,) if baseline_path is None else (path, baseline_path):
+            _maker(target, file, inputs)()()  # compiling is not to be timed, nor to use up the time for it
     found: dict[str, Measurement | None] = {}
     if baseline_path is None:
         latency = measure_latency_fresh(make, timing)
@@ -59,30 +63,34 @@ def measure_file(
         latency = pair.b
         found |= {"speedup": pair.ratio, "baseline_latency_ms": pair.a.latency_ms}
     found |= {"latency_ms": latency.latency_ms, "cpu_ms": latency.cpu_ms, "wall_ms": latency.wall_ms}
-    found |= {"size_bytes": size_bytes(path), "energy_mj": _energy(make, latency, watts_per_core)}
+    found |= {"size_bytes": size_bytes(path), "energy_mj": _energy(make, latency, watts_per_core, device_of(target))}
     found |= _analytic(path, inputs)
-    if memory and path.suffix == ".onnx" and target.name in RUNTIMES:
-        found["memory_bytes"] = peak_memory(path, inputs, runtime=target.name, threads=target.threads)
+    if memory and (how := reopened(target)) is not None:
+        found["memory_bytes"] = peak_memory(path, inputs, runtime=target.name, threads=target.threads, reopen=how)
     return {name: replace(value, target=mark) for name, value in found.items() if value is not None}
 
 
 def _maker(target: Target, path: Path, inputs: Inputs) -> Make:
     def make() -> Work:
         runner = target.load(path)
-        return lambda: runner(inputs)
+        bind = getattr(runner, "bind", None)
+        return bind(inputs) if bind is not None else lambda: runner(inputs)
 
     return make
 
 
-def _energy(make: Make, latency: Latency, watts_per_core: float) -> Measurement | None:
-    """From counters where they can be read, else estimated from the CPU time that was just measured."""
-    meter = ZeusMeter.open("cpu")
+def _energy(make: Make, latency: Latency, watts_per_core: float, device: str) -> Measurement | None:
+    """From counters where they can be read, else estimated from the CPU time that was just measured.
+
+    None for a GPU without counters: CPU seconds say nothing about it.
+    """
+    meter = ZeusMeter.open(device)
     if meter is not None:
         runs = max(1, round(COUNTER_WINDOW_S * 1e3 / latency.wall_ms.value))
         read = meter.measure(make(), runs)
         if read is not None:
             return read
-    return CpuSecondsEstimate(watts_per_core).of(latency.cpu_ms)
+    return CpuSecondsEstimate(watts_per_core).of(latency.cpu_ms) if device == "cpu" else None
 
 
 def _analytic(path: Path, inputs: Inputs) -> dict[str, Measurement | None]:

@@ -3,14 +3,15 @@
 How far resident memory grew, in bytes (-1 where the system keeps no record), and how long load and first run took, in
 nanoseconds.
 
-Arguments: runtime, model, inputs (.npz), threads, runs, names of the inputs. It imports numpy and the runtime only, and
-what they take does not count.
+Arguments: runtime, or name@pkg.mod:function (see `targets.traits`), model, inputs (.npz), threads, runs, names of the
+inputs. It imports numpy and the runtime only, and what they take does not count.
 """
 
 import importlib
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,17 +53,28 @@ def with_openvino(library: Any, model: str, threads: int) -> Callable[[dict[str,
     return lambda feed: request.infer(feed, share_inputs=True)
 
 
+def by_reference(runtime: str, threads: int) -> tuple[Any, Callable[[Any, str, int], Any]]:
+    """(the function that loads a file, how it is called). What it needs is imported by now."""
+    name, _, reference = runtime.partition("@")
+    module, _, function = reference.partition(":")
+    load = getattr(importlib.import_module(module), function)(name, threads)
+    return load, lambda load, model, threads: load(Path(model))
+
+
 OPEN = {"onnxruntime": with_onnxruntime, "openvino": with_openvino}
 
 
 def main(runtime: str, model: str, inputs: str, threads: str, runs: str, *names: str) -> None:
     with np.load(inputs, allow_pickle=False) as archive:
         feed = {name: archive[f"arr_{i}"] for i, name in enumerate(names)}
-    library = importlib.import_module(runtime)
+    if "@" in runtime:
+        library, opened = by_reference(runtime, int(threads))
+    else:
+        library, opened = importlib.import_module(runtime), OPEN[runtime]
     recorded = forget_peak()
     before = resident()[0] if recorded else 0
     begun = time.perf_counter_ns()
-    run = OPEN[runtime](library, model, int(threads))
+    run = opened(library, model, int(threads))
     run(feed)
     first = time.perf_counter_ns() - begun
     for _ in range(int(runs) - 1):

@@ -23,6 +23,9 @@ INTEGER_DISAGREEMENT = 0.01
 MIN_SNR_DB = 5.0
 """An int8 file below this signal-to-noise ratio against fp32 is broken; above it the task's metric judges."""
 
+MIN_HALF_SNR_DB = 20.0
+"""A bf16 or fp16 file whose error is more than a tenth of its output's spread is no copy of the network."""
+
 Outputs = Sequence[NDArray[Any]]
 
 
@@ -68,6 +71,24 @@ def check_outputs(what: str, names: Sequence[str], expected: Outputs, given: Out
                 f"{what}: output {name!r} differs from the network by up to {found.error:.3g} "
                 f"({found.share:.2%} of its spread); at most {found.allowed:.3g} is allowed, so the file is rejected"
             )
+
+
+def check_half(what: str, names: Sequence[str], pairs: Sequence[tuple[Outputs, Outputs]]) -> None:
+    """(expected, given) of several batches. Raises ExportMismatchError for other shapes, NaN and a low ratio."""
+    for expected, given in pairs:
+        if len(expected) != len(given):
+            raise ExportMismatchError(f"{what}: {len(given)} outputs, the network has {len(expected)}; file rejected")
+        for name, a, b in zip(names, expected, given, strict=True):
+            check_shape(what, name, a, b)
+            if np.isfinite(a).all() and not np.isfinite(b).all():
+                raise ExportMismatchError(f"{what}: output {name!r} overflows; keep the network in fp32")
+    ratio = snr_db([a for a, _ in pairs], [b for _, b in pairs])
+    if ratio < MIN_HALF_SNR_DB:
+        error = largest_error([a for a, _ in pairs], [b for _, b in pairs])
+        raise ExportMismatchError(
+            f"{what}: outputs differ by up to {error:.3g}, a signal-to-noise ratio of {ratio:.1f} dB; at least "
+            f"{MIN_HALF_SNR_DB:g} dB is asked for, so the file is rejected"
+        )
 
 
 def check_shape(what: str, name: str, expected: NDArray[Any], given: NDArray[Any]) -> None:
