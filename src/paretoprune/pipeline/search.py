@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,17 @@ def search(
     when no member meets the limits; AllCandidatesFailedError, DataError, ModelError, StoreError and others before.
     """
     settings = settings_of(limits, budget, **options)
+    if "precisions" not in options:
+        settings = _offered(settings, target)
     study = _open(model, example, data, task, target, device, settings, out, dynamic, progress or NoProgress())
     with study.folder:
         return run(study)
+
+
+def _offered(settings: Settings, target: str | Target) -> Settings:
+    """Without a word on precisions, those of the default that the target has."""
+    has = find_target(target, settings.threads).precisions
+    return replace(settings, precisions=tuple(p for p in settings.precisions if p in has or p == "fp32"))
 
 
 def run(study: Study) -> Front:

@@ -5,8 +5,13 @@ The extra `executorch` installs it, and torchao, whose steps quantize for it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Iterable, Mapping
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +97,31 @@ def loader(name: str, threads: int) -> Callable[[Path], ExecuTorchRunner]:
     """See `targets.traits`, `reopen`."""
     from paretoprune.targets import executorch_runner
 
+    library("executorch.runtime").Runtime.get()
+    executorch_runner.set_threads(threads)
     return lambda path: executorch_runner.ExecuTorchRunner.open(path, threads)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' remarks on each other's deprecations and on kernels for other machines."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def library(name: str) -> Any:
     """The module, or UsageError that names the extra."""
+    if name in sys.modules:
+        return sys.modules[name]
     try:
-        return importlib.import_module(name)
+        with quiet():
+            return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
             f"target 'executorch' needs {name}, which is not installed or cannot be loaded ({error}): "

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ from paretoprune.core.copies import duplicate
 from paretoprune.core.errors import DataError, TargetError
 from paretoprune.core.graph import Example
 from paretoprune.core.layers import LayerSpec
-from paretoprune.targets.executorch import MOST, library
+from paretoprune.targets.executorch import MOST, library, quiet
 from paretoprune.targets.executorch_runner import DTYPES, About, ExecuTorchRunner, packed
 from paretoprune.targets.export import (
     TRACE_BATCH,
@@ -113,8 +109,7 @@ def _program(
     if not outputs:
         raise TargetError("the network returns no tensor, so there is nothing to export")
     batch = torch.export.Dim("batch", min=1, max=MOST)
-    dims = ({0: batch} if b else None for b in signature.batched)
-    shapes = (tuple(dims),)
+    shapes = tuple({0: batch} if b else None for b in signature.batched)
     about = About(
         tuple(
             (n, (MOST, *t.shape[1:]) if b else tuple(t.shape), _short(t.dtype), b)
@@ -136,15 +131,14 @@ def layer_program(spec: LayerSpec, copies: int, precision: str) -> tuple[bytes, 
 def _lowered(module: nn.Module, traced: list[torch.Tensor], shapes: Any, calibration: Any) -> bytes:
     try:
         with quiet(), torch.no_grad():
-            exported = torch.export.export(module, tuple(traced), dynamic_shapes=shapes, strict=False)
+            nested = None if shapes is None else (shapes,)  # forward(*tensors) takes them as one argument
+            exported = torch.export.export(module, tuple(traced), dynamic_shapes=nested, strict=False)
             if calibration is not None:
                 quantized = _quantized(exported.module(), calibration)
                 exported = torch.export.export(quantized, tuple(traced), dynamic_shapes=shapes, strict=False)
             return _written(exported)
     except FAILURES as error:
-        hint = "; a batch size that is a constant in forward is taken from the input (x.size(0)) instead"
-        text = one_line(error)
-        raise TargetError(f"ExecuTorch cannot export the network: {text}{hint if 'batch' in text else ''}") from error
+        raise TargetError(f"ExecuTorch cannot export the network: {one_line(error)}") from error
 
 
 def _quantized(module: Any, calibration: list[list[torch.Tensor]]) -> Any:
@@ -184,19 +178,6 @@ def _keep_bounds(program: Any) -> None:
         for symbol, bounds in program.range_constraints.items():
             if symbol in environment.var_to_range:
                 environment.var_to_range[symbol] = bounds
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the libraries' remarks on each other's deprecations and on kernels for other machines."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _short(dtype: torch.dtype) -> str:

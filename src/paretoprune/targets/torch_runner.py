@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class TorchRunner:
 
     def _run(self, placed: Sequence[Any]) -> list[torch.Tensor]:
         try:
-            with settings(self._threads):
+            with settings(self._threads, self._device):
                 given = self._call(*(v if c is None else v.to(c) for v, c in zip(placed, self._casts, strict=True)))
         except FAILURES as error:
             shapes = ", ".join(
@@ -80,19 +80,25 @@ def loaded(module: nn.Module, device: str) -> nn.Module:
 
 
 @contextmanager
-def settings(threads: int) -> Iterator[None]:
+def settings(threads: int, device: str) -> Iterator[None]:
     """No gradients, so many threads, and float32 that is not rounded to TF32 on a GPU; put back afterwards."""
-    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    before = torch.get_num_threads()
+    exact = nullcontext() if device == "cpu" else _exact()
     if before != threads:
         torch.set_num_threads(threads)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), exact:
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = tf32
         if before != threads:
             torch.set_num_threads(before)
+
+
+def _exact() -> AbstractContextManager[None]:
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(  # type: ignore[no-untyped-call, no-any-return, unused-ignore]
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
 
 
 Expected = Mapping[str, tuple[tuple[int, ...], str, bool]]

@@ -102,7 +102,7 @@ class Torch:
         x = x.to(self.device, dtype)
 
         def work() -> Any:
-            with settings(self.threads):
+            with settings(self.threads, self.device):
                 return module(x)
 
         try:

@@ -15,9 +15,10 @@ from typing import Any
 _SUITES = {
     "CriterionCase": "paretoprune.testing.criterion",
     "SearcherCase": "paretoprune.testing.searcher",
+    "TargetCase": "paretoprune.testing.target",
 }
 
-__all__ = ["CriterionCase", "SearcherCase"]
+__all__ = ["CriterionCase", "SearcherCase", "TargetCase"]
 
 
 def __getattr__(name: str) -> Any:
