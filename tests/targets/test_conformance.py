@@ -46,6 +46,7 @@ class TestTorchCompile(Named):
     name = "torch-compile"
 
 
+@pytest.mark.slow
 class TestExecuTorch(Named):
     name = "executorch"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +31,7 @@ class TargetCase:
     """
 
     fixed_batch: int | None = None
-    _kept: ClassVar[dict[tuple[type, str], tuple[Any, Path]]] = {}
+    _kept: ClassVar[dict[tuple[type, str], Path]] = {}
 
     def target(self) -> Target:
         raise NotImplementedError("return the target under test")
@@ -55,10 +57,10 @@ class TargetCase:
         """The network as a file."""
         key = type(self), precision
         if key not in self._kept:
-            folder = tempfile.TemporaryDirectory(prefix="paretoprune-")
-            path = Path(folder.name) / f"net{self._suffix()}"
-            self._kept[key] = folder, self._exported(self.network(), path, precision)
-        return self._kept[key][1]
+            suffix, folder = self._suffix(), tempfile.mkdtemp(prefix="paretoprune-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            self._kept[key] = self._exported(self.network(), Path(folder) / f"net{suffix}", precision)
+        return self._kept[key]
 
     def _suffix(self) -> str:
         return str(getattr(self.target(), "suffix", ".onnx"))
@@ -66,9 +68,8 @@ class TargetCase:
     def _exported(self, network: nn.Module, path: Path, precision: str) -> Path:
         rows = self.fixed_batch or 16
         calibration = [Example.of(torch.from_numpy(inputs(rows, seed))) for seed in range(1, 5)]
-        return self.target().export(
-            network, self.example(), path, precision, None if precision == "fp32" else calibration
-        )
+        given = None if precision == "fp32" else calibration
+        return self.target().export(network, self.example(), path, precision, given)
 
     def _batch(self) -> int:
         return self.fixed_batch or 1
