@@ -101,7 +101,7 @@ def gpu_facts(device: str) -> dict[str, str]:
 def driver_version(read: Callable[[], str] = DRIVER.read_text) -> str:
     """Of the kernel module, where the system tells; "unknown" elsewhere."""
     try:
-        found = re.search(r"Kernel Module\D*([\d.]+)", read())
+        found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", read())
     except OSError:
         found = None
     return found[1] if found else "unknown"

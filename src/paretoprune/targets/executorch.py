@@ -117,8 +117,8 @@ def quiet() -> Iterator[None]:
 
 def library(name: str) -> Any:
     """The module, or UsageError that names the extra."""
-    if name in sys.modules:
-        return sys.modules[name]
+    if (known := sys.modules.get(name)) is not None:
+        return known
     try:
         with quiet():
             return importlib.import_module(name)
