@@ -74,6 +74,7 @@ def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
             timing=timing(study.target.threads),
             memory=True,
             watts_per_core=study.settings.watts_per_core or WATTS_PER_CORE,
+            meter=study.meter,
         )
     if study.target.threads == 1:
         del figures["cpu_ms"]  # it is the latency itself

@@ -69,6 +69,7 @@ def _parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
         "search.searcher": sections.search.searcher,
         "search.criterion": sections.search.criterion,
         "target.name": sections.target.name,
+        "target.meter": sections.target.meter,
     }
     for key, name in named.items():
         if name is not None and ":" in name:

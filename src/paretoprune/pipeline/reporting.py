@@ -26,7 +26,10 @@ _ACCURACY = (
 _SIZE = (
     "Size is the bytes of the exported file. Peak memory is what a fresh process grows by when it loads and runs it."
 )
-_ENERGY = "Read from counters where the machine has any; else CPU seconds times watts per core, marked as estimated."
+_ENERGY = (
+    "Read from a meter, or from counters where the machine has any, with the idle power subtracted; else CPU seconds "
+    "times watts per core, marked as estimated. What was read stands at each figure."
+)
 
 
 def recommend(front: Front) -> tuple[Candidate | None, str]:
