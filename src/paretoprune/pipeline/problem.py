@@ -47,6 +47,8 @@ def run(recipe: Recipe, progress: Progress) -> Front:
     problem = problem_of(recipe)
     task = {} if problem.task is None else {"task": problem.task}
     options: dict[str, Any] = {**recipe.options, **task}
+    if "meter" in options:
+        options["meter"] = refer("target.meter", options["meter"])
     return search(problem.model, problem.example, problem.data, out=recipe.folder, progress=progress, **options)
 
 
