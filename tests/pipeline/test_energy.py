@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import paretoprune as pp
 import paretoprune.targets.meters as meters
 from paretoprune.core.errors import LimitError, MeterError, StoreError, UsageError
 from paretoprune.core.measurement import Measurement
+from paretoprune.pipeline.reporting import notes
 from paretoprune.pipeline.results import _figures
 
 
@@ -53,6 +55,25 @@ def test_a_search_with_a_meter(searching: Callable[..., pp.Front], tmp_path: Pat
     json.dumps(row)
     with pytest.raises(StoreError, match="meter"):
         searching(meter=Other, objectives=["accuracy", "energy"], limits=["frame rate >= 10 fps"])
+
+
+def test_a_run_says_where_its_meter_failed() -> None:
+    def candidate(name: str, status: Any) -> pp.Candidate:
+        taken = {
+            "accuracy": Measurement(0.9, 0.8, 1.0, 9, "share"),
+            "latency_ms": Measurement(1.0, 1.0, 1.0, 9, "ms"),
+            "energy_mj": Measurement(1.0, 0.9, 1.1, 9, "mJ", status),
+        }
+        return pp.Candidate(name, pp.Plan(), "fp32", Path(name), taken, original=name == "original")
+
+    front = pp.Front.of([candidate("original", "measured"), candidate("other", "estimated")])
+    view: Any = SimpleNamespace(
+        identity={"meter": "board"}, done=lambda *_: None, all=lambda _: {}, quarantined=0, path=Path("run")
+    )
+    (note,) = notes(view, front)
+    assert note.startswith("meter 'board' gave no energy for 1 of 2 files: an estimate stands in")
+    view.identity = {}
+    assert notes(view, front) == ()
 
 
 @pytest.mark.usefixtures("quick")

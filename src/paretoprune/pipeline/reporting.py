@@ -105,6 +105,14 @@ def notes(view: RunView, front: Front) -> tuple[str, ...]:
         said.append(
             f"the machine was busy while {len(busy)} of {len(front.candidates)} files were timed: wider intervals"
         )
+    if meter := (view.identity or {}).get("meter"):
+        energies = [m for c in front.candidates if (m := c.measurements.get("energy_mj"))]
+        guessed = sum(m.status != "measured" for m in energies)
+        if guessed:
+            said.append(
+                f"meter {meter!r} gave no energy for {guessed} of {len(energies)} files: an estimate stands in, and "
+                "its note says why"
+            )
     return tuple(said)
 
 
