@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paretoprune.core.errors import MeterError, UsageError
+from paretoprune.core.errors import MeterError
 from paretoprune.targets import ZeusReader
 
 
@@ -141,9 +141,10 @@ def test_an_apple_chip_tells_the_cpu_and_the_memory(machine: Machine) -> None:
 
 def test_a_jetson_tells_the_whole_board_or_else_a_rail(machine: Machine) -> None:
     machine.chip = Jetson(1000.0, 2000.0, 4500.0)
-    assert joules() == (pytest.approx(4.5), "whole Jetson board")
+    assert joules("cpu") == joules("cuda") == (pytest.approx(4.5), "whole Jetson board")
     machine.chip = Jetson(1000.0, 2000.0)
-    assert joules() == (pytest.approx(1.0), "CPU rail of the Jetson board")
+    assert joules("cpu") == (pytest.approx(1.0), "CPU rail of the Jetson board")
+    assert joules("cuda") == (pytest.approx(2.0), "GPU rail of the Jetson board")
 
 
 def test_no_counter_is_no_meter(machine: Machine) -> None:
@@ -156,8 +157,12 @@ def test_no_counter_is_no_meter(machine: Machine) -> None:
 def test_without_zeus_there_is_no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zeus.monitor", None)
     assert ZeusReader.open("cpu") is None
-    with pytest.raises(UsageError, match="'tpu' is not known"):
-        ZeusReader.open("tpu")
+
+
+def test_a_device_that_zeus_does_not_know_has_no_meter(machine: Machine) -> None:
+    machine.cpu, machine.gpu = {0: 2.0}, {0: 7.0}
+    assert ZeusReader.open("cuda") is not None
+    assert [ZeusReader.open(device) for device in ("tpu", "xpu:0", "cuda:x", "")] == [None] * 4
 
 
 def test_a_counter_that_goes_away_says_so(machine: Machine) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paretoprune.core.errors import MeterError, UsageError
+from paretoprune.core.errors import MeterError
 from paretoprune.targets.meters import ANSWER_S, Asking, Clock, Window
 
 CPU_WINDOW_S = 0.2
@@ -24,6 +24,7 @@ BOARD_WINDOW_S = 1.0
 """Zeus samples the sensors of a Jetson every 100 ms."""
 
 _KEY = "paretoprune"
+_DEVICE = re.compile(r"cuda(?::(\d+))?")
 _POWERCAP = Path("/sys/class/powercap/intel-rapl")
 
 # What a processor with everything on one chip tells of each part, in mJ, by the fields of zeus's own classes.
@@ -60,8 +61,10 @@ class ZeusReader:
 
     @classmethod
     def open(cls, device: str = "cpu") -> ZeusReader | None:
-        """None where zeus is not installed or finds no counter for `device` ("cpu", "cuda", "cuda:1")."""
+        """None where zeus is not installed or finds no counter for `device` ("cpu", "cuda", "cuda:1", or another)."""
         index = _gpu_index(device)
+        if index is None and device != "cpu":
+            return None
         with contextlib.redirect_stdout(io.StringIO()):  # libraries of other vendors print what they miss
             return cls._opened(device, index)
 
@@ -72,14 +75,18 @@ class ZeusReader:
             known: type[Exception] = importlib.import_module("zeus.exception").ZeusBaseError
         except (ImportError, AttributeError):
             return None
-        try:
-            monitor = monitor_class(gpu_indices=[]) if index is None else monitor_class([index], cpu_indices=[])
-            reader = cls(monitor, device)
-            reader.begin()
-            reader.what = ", ".join(name for name, _ in reader._end()[1])
-        except (known, MeterError, RuntimeError, ValueError, LookupError, OSError):
-            return None
-        return reader if reader.what else None
+        # The GPU of one chip with the CPU is no GPU to zeus: it is found where none is asked for.
+        asked: list[tuple[list[int], list[int] | None]] = [([], None)] if index is None else [([index], []), ([], [])]
+        for gpus, cpus in asked:
+            try:
+                reader = cls(monitor_class(gpus, cpus), device)
+                reader.begin()
+                reader.what = ", ".join(name for name, _ in reader._end()[1])
+            except (known, MeterError, RuntimeError, ValueError, LookupError, OSError):
+                continue
+            if reader.what:
+                return reader
+        return None
 
     def begin(self) -> None:
         self._count += 1
@@ -157,9 +164,5 @@ def _torch_has_cuda() -> bool:
 
 def _gpu_index(device: str) -> int | None:
     """0 for "cuda", 1 for "cuda:1", None for "cpu". GPUs of AMD are called "cuda" by torch, too."""
-    if device == "cpu":
-        return None
-    found = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if found is None:
-        raise UsageError(f"device {device!r} is not known; use 'cpu', 'cuda' or 'cuda:1'")
-    return int(found[1] or 0)
+    found = _DEVICE.fullmatch(device)
+    return int(found[1] or 0) if found else None
