@@ -69,11 +69,29 @@ def test_a_drift_of_the_idle_power_cancels() -> None:
 
 
 def test_what_does_not_stand_out_of_the_idle_power_is_no_figure() -> None:
-    noise = np.random.default_rng(0).normal(3.0, 0.2, 10_000)
+    noise = np.random.default_rng(0).normal(3.0, 0.2, 50_000)
     found = Bench(lambda moment: float(noise[int(moment * 1000)]), more=0.0).read()
     assert found.net_mj is None
     assert "did not stand out of the idle power" in found.lost
     assert found.gross_mj.value == pytest.approx(6.0, rel=0.2)
+
+
+def test_noise_is_met_with_more_windows() -> None:
+    noise = np.random.default_rng(0).normal(3.0, 0.5, 50_000)
+    found = Bench(lambda moment: float(noise[int(moment * 1000)]), more=0.1).read()
+    assert found.net_mj is not None
+    assert found.net_mj.runs > 5 * 250
+    assert found.net_mj.low <= 0.2 <= found.net_mj.high
+
+
+def test_no_load_is_rarely_taken_for_one() -> None:
+    """Each look would be wrong one time in forty; there is one, at the end."""
+    found = []
+    for seed in range(40):
+        noise = np.random.default_rng(seed).normal(3.0, 0.2, 50_000)
+        found.append(Bench(lambda moment, noise=noise: float(noise[int(moment * 1000)]), more=0.0).read())
+    assert sum(each.net_mj is not None for each in found) <= 5
+    assert {each.gross_mj.runs for each in found} == {15 * 250}
 
 
 def test_a_recorded_trace_gives_the_same_figures_each_time() -> None:

@@ -17,6 +17,10 @@ from paretoprune.targets.meters import Reader, Window
 
 WINDOWS = 5
 """Of work; each stands between two of rest, so that a drift of the idle power cancels."""
+MOST = 15
+SPREAD = 0.5
+"""Windows are added until the interval is at most so wide, relative to the value. That it leaves out zero does not end
+it: who looks again until it does finds a load where there is none."""
 SETTLE = 0.1
 """Share of a window that passes between work and rest unmeasured: clocks and supplies follow with a delay."""
 
@@ -54,11 +58,15 @@ def read_energy(
         return _window(reader, lambda: _repeat(work, runs))
 
     idle, taken = [rest()], []
-    for _ in range(WINDOWS):
-        taken.append(busy())
-        idle.append(rest())
-    _refuse_stuck(reader, [*idle, *taken])
-    return _energy(reader, idle, taken, runs, watch.note(threads))
+    while True:
+        for _ in range(WINDOWS):
+            taken.append(busy())
+            idle.append(rest())
+        _refuse_stuck(reader, idle, taken)
+        found = _energy(reader, idle, taken, runs, watch.note(threads))
+        net = found.net_mj
+        if len(taken) >= MOST or (net is not None and net.high - net.low <= SPREAD * net.value):
+            return found
 
 
 def _repeat(work: Callable[[], Any], runs: int) -> None:
@@ -76,13 +84,14 @@ def _window(reader: Reader, act: Callable[[], None]) -> Window:
     return reader.end()
 
 
-def _refuse_stuck(reader: Reader, windows: list[Window]) -> None:
+def _refuse_stuck(reader: Reader, idle: list[Window], taken: list[Window]) -> None:
+    windows = [*idle, *taken]
     if any(window.seconds <= 0 for window in windows):
         raise MeterError(f"meter {reader.name!r} gave two readings at one moment; give it more time with period_s")
     watts = [window.joules / window.seconds for window in windows]
-    if min(window.joules for window in windows[-WINDOWS:]) <= 0:
+    if min(window.joules for window in taken) <= 0:
         raise MeterError(
-            f"meter {reader.name!r} stood still while the network ran for {windows[-1].seconds:.2g} s: if it has a new "
+            f"meter {reader.name!r} stood still while the network ran for {taken[-1].seconds:.2g} s: if it has a new "
             "reading less often, say so in its period_s"
         )
     if max(watts) - min(watts) <= 1e-9 * max(watts):
@@ -103,9 +112,9 @@ def _energy(reader: Reader, idle: list[Window], taken: list[Window], runs: int, 
         series = Series(np.asarray(values, dtype=np.float64), median, 1)
         return Measurement(series.value(), *series.interval(), samples, unit, "measured", note=f"{note}{also}")
 
-    gross = figure(1e3 * joules / runs, "mJ", WINDOWS * runs, "idle power included, ")
+    gross = figure(1e3 * joules / runs, "mJ", len(taken) * runs, "idle power included, ")
     idle_w = figure(rest, "W", len(rest), "nothing running, ")
-    net = figure(1e3 * (joules - around * seconds) / runs, "mJ", WINDOWS * runs, "idle power subtracted, ")
+    net = figure(1e3 * (joules - around * seconds) / runs, "mJ", len(taken) * runs, "idle power subtracted, ")
     if net.low > 0:
         return Energy(net, gross, idle_w)
     lost = f"what {reader.name} read did not stand out of the idle power ({net.low:.3g} to {net.high:.3g} mJ)"
