@@ -90,7 +90,7 @@ def _energy(
     found: dict[str, Measurement | None] = {}
     if reader is not None:
         try:
-            read = read_energy(reader, make(), latency.wall_ms.value, target.threads)
+            read = read_energy(reader, make(), target.threads)
         except MeterError as error:
             lost = str(error)
         else:

@@ -13,7 +13,7 @@ from paretoprune.core.errors import MeterError
 from paretoprune.core.measurement import Measurement
 from paretoprune.targets.interval import Series, median
 from paretoprune.targets.load import LoadWatch
-from paretoprune.targets.meters import Reader, Window
+from paretoprune.targets.meters import Clock, Reader, Window
 
 WINDOWS = 5
 """Of work; each stands between two of rest, so that a drift of the idle power cancels."""
@@ -41,21 +41,28 @@ class Energy:
 def read_energy(
     reader: Reader,
     work: Callable[[], Any],
-    wall_ms: float,
     threads: int = 1,
+    clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Energy:
-    """Energy of one call of `work`, which takes about `wall_ms`. Raises MeterError where the meter fails."""
-    runs = max(1, round(1e3 * reader.window_s / wall_ms))
-    watch = LoadWatch()
+    """Energy of one call of `work`. Raises MeterError where the meter fails."""
+    watch, runs = LoadWatch(), list[int]()
+
+    def compute(seconds: float) -> int:
+        """Calls that were made: at least one, and until the time is up."""
+        calls, end = 0, clock() + seconds
+        while not calls or clock() < end:
+            work()
+            calls += 1
+        return calls
 
     def rest() -> Window:
         sleep(SETTLE * reader.window_s)
         return _window(reader, lambda: sleep(reader.window_s))
 
     def busy() -> Window:
-        _repeat(work, max(1, round(SETTLE * runs)))
-        return _window(reader, lambda: _repeat(work, runs))
+        compute(SETTLE * reader.window_s)
+        return _window(reader, lambda: runs.append(compute(reader.window_s)))
 
     idle, taken = [rest()], []
     while True:
@@ -67,11 +74,6 @@ def read_energy(
         net = found.net_mj
         if len(taken) >= MOST or (net is not None and net.high - net.low <= SPREAD * net.value):
             return found
-
-
-def _repeat(work: Callable[[], Any], runs: int) -> None:
-    for _ in range(runs):
-        work()
 
 
 def _window(reader: Reader, act: Callable[[], None]) -> Window:
@@ -101,9 +103,10 @@ def _refuse_stuck(reader: Reader, idle: list[Window], taken: list[Window]) -> No
         )
 
 
-def _energy(reader: Reader, idle: list[Window], taken: list[Window], runs: int, busy: str) -> Energy:
+def _energy(reader: Reader, idle: list[Window], taken: list[Window], runs: list[int], busy: str) -> Energy:
     rest = np.array([window.joules / window.seconds for window in idle])
     seconds, joules = (np.array([getattr(window, name) for window in taken]) for name in ("seconds", "joules"))
+    calls = np.array(runs, dtype=np.float64)
     around = (rest[:-1] + rest[1:]) / 2
     seen = f"{reader.name} ({reader.what})" if reader.what else reader.name
     also = "; ".join(text for text in (f"read from {seen}, other processes included", busy) if text)
@@ -112,9 +115,9 @@ def _energy(reader: Reader, idle: list[Window], taken: list[Window], runs: int, 
         series = Series(np.asarray(values, dtype=np.float64), median, 1)
         return Measurement(series.value(), *series.interval(), samples, unit, "measured", note=f"{note}{also}")
 
-    gross = figure(1e3 * joules / runs, "mJ", len(taken) * runs, "idle power included, ")
+    gross = figure(1e3 * joules / calls, "mJ", sum(runs), "idle power included, ")
     idle_w = figure(rest, "W", len(rest), "nothing running, ")
-    net = figure(1e3 * (joules - around * seconds) / runs, "mJ", len(taken) * runs, "idle power subtracted, ")
+    net = figure(1e3 * (joules - around * seconds) / calls, "mJ", sum(runs), "idle power subtracted, ")
     if net.low > 0:
         return Energy(net, gross, idle_w)
     lost = f"what {reader.name} read did not stand out of the idle power ({net.low:.3g} to {net.high:.3g} mJ)"
