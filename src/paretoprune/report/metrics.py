@@ -48,6 +48,12 @@ ENERGY = (
     Metric("fps", "frames per second", "1/s", larger_is_better=True),
 )
 """What follows from energy and time: in a table of their own, too."""
+_TOKENS = (
+    Metric("first_token_ms", "time to first token", "ms"),
+    Metric("per_token_ms", "time per token", "ms"),
+    Metric("per_token_p95_ms", "time per token, 95 %", "ms"),
+    Metric("tokens_per_s", "tokens per second", "1/s", larger_is_better=True),
+)
 METRICS = (
     Metric("accuracy", "accuracy", "%", 100, larger_is_better=True),
     Metric("validation", "validation accuracy", "%", 100, larger_is_better=True),
@@ -62,7 +68,7 @@ METRICS = (
     Metric("wall_ms", "wall time", "ms"),
     Metric("baseline_latency_ms", "original in the same run", "ms"),
 )
-_BY_KEY = {metric.key: metric for metric in (*METRICS, *QUALITY, *ENERGY)}
+_BY_KEY = {metric.key: metric for metric in (*METRICS, *QUALITY, *ENERGY, *_TOKENS)}
 _ELSEWHERE = {*_BY_KEY, *(validation_key(metric.key) for metric in QUALITY)}
 
 
