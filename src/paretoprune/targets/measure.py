@@ -13,6 +13,7 @@ from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Target
 from paretoprune.targets.energy import WATTS_PER_CORE, AnalyticEstimate, CpuSecondsEstimate, ZeusMeter
 from paretoprune.targets.fingerprint import fingerprint_id
+from paretoprune.targets.fresh import opener_of
 from paretoprune.targets.latency import (
     Latency,
     Make,
@@ -22,7 +23,7 @@ from paretoprune.targets.latency import (
     measure_latency_fresh,
 )
 from paretoprune.targets.macs import workload_of_file
-from paretoprune.targets.memory import RUNTIMES, peak_memory
+from paretoprune.targets.memory import peak_memory
 from paretoprune.targets.size import size_bytes
 
 COUNTER_WINDOW_S = 0.2
@@ -61,8 +62,8 @@ def measure_file(
     found |= {"latency_ms": latency.latency_ms, "cpu_ms": latency.cpu_ms, "wall_ms": latency.wall_ms}
     found |= {"size_bytes": size_bytes(path), "energy_mj": _energy(make, latency, watts_per_core)}
     found |= _analytic(path, inputs)
-    if memory and path.suffix == ".onnx" and target.name in RUNTIMES:
-        found["memory_bytes"] = peak_memory(path, inputs, runtime=target.name, threads=target.threads)
+    if memory and (opener := opener_of(target)) is not None:
+        found["memory_bytes"] = peak_memory(path, inputs, opener=opener)
     return {name: replace(value, target=mark) for name, value in found.items() if value is not None}
 
 

@@ -16,9 +16,10 @@ from paretoprune.core.errors import UsageError
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Runner, Target
 from paretoprune.targets.fingerprint import fingerprint_id
+from paretoprune.targets.fresh import opener_of
 from paretoprune.targets.interval import Floats, Series
 from paretoprune.targets.load import LoadWatch
-from paretoprune.targets.memory import RUNTIMES, cold_start
+from paretoprune.targets.memory import cold_start
 
 TAILS = (50, 95, 99)
 BEYOND = 5
@@ -58,8 +59,8 @@ def serving(
         shares = {f"p{q}_ms_b{size}": q for q in TAILS if len(taken) * (100 - q) >= 100 * BEYOND}
         found |= {k: _figure(Series(taken, partial(_percentile, q=q), BLOCK), "ms", note) for k, q in shares.items()}
         found[f"throughput_b{size}"] = _figure(Series(taken, partial(_per_second, size=size), BLOCK), "1/s", note)
-    if target.name in RUNTIMES:
-        found["cold_start_ms"] = cold_start(path, sample, runtime=target.name, threads=target.threads)
+    if (opener := opener_of(target)) is not None:
+        found["cold_start_ms"] = cold_start(path, sample, opener=opener)
     mark = fingerprint_id(target.fingerprint())
     return {name: replace(value, target=mark) for name, value in found.items()}
 
