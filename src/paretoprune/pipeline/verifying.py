@@ -20,7 +20,7 @@ from paretoprune.core.errors import DataError, ExportMismatchError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Target, Task
-from paretoprune.targets.export import VERIFY_BATCHES, evaluating
+from paretoprune.targets.export import VERIFY_BATCHES, evaluating, output_names
 from paretoprune.targets.feeds import array_of, feed_of, randomised, resized, signature_of
 from paretoprune.targets.fresh import TIMEOUT_S, Fresh, in_fresh_process, opener_of
 from paretoprune.targets.memory import memory_of
@@ -83,7 +83,7 @@ def verify_file(
     feeds = [feed_of(_split(batch)[0]) for batch in chosen]
     fresh, process = _answers(target, file, sample or _first(feeds[0]), feeds, TIMEOUT_S + SLOWER * seconds)
     what = f"{name or file.name} in a fresh process" if process == "fresh" else name or file.name
-    names = [f"output {i}" for i in range(len(expected[0]))]
+    names = output_names(len(expected[0]))
     by, figure = _judged(what, names, chosen, expected, fresh.outputs, precision, task)
     samples = sum(_rows(feed) for feed in feeds)
     return Verified(by, figure, samples, process, memory_of([fresh]))
