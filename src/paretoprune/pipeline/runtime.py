@@ -10,14 +10,17 @@ from typing import Any
 from torch import nn
 
 from paretoprune import graph as graphs
-from paretoprune.core.data import split_batch
+from paretoprune.core.data import split_batch, until
 from paretoprune.core.errors import FileError, UsageError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
-from paretoprune.core.protocols import Meter, Target
+from paretoprune.core.protocols import Meter, Target, Task
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.verifying import SAMPLES, like_example, verify_file
 from paretoprune.targets import find_target, measure_file, open_meter, serving, token_latency
 from paretoprune.targets.feeds import feed_of
+from paretoprune.targets.files import new_file
+from paretoprune.tasks import task_of
 
 Exportable = nn.Module | Pruned | str | Path
 
@@ -29,16 +32,29 @@ def export(
     target: str | Target = "onnxruntime",
     precision: str = "fp32",
     calibration: Iterable[Any] | None = None,
+    *,
+    check: Iterable[Any] | None = None,
+    task: str | Task | None = None,
 ) -> Path:
-    """Write `model` as a file of the target, reload it and compare it with the model.
+    """Write `model` as a file of the target, reload it here and in a fresh process, and compare it with the model.
 
-    `calibration` batches are needed for int8. Raises ModelError for NaN weights and the like, and ExportMismatchError
-    with the largest error; nothing is left then.
+    `calibration` batches are needed for int8. The fresh process answers the batches of `check`, by default those of
+    `calibration`, else random ones like the example: fp32 is judged by outputs, a reduced precision by the signal-to-
+    noise ratio, or by the metric of `task` where the batches have labels. Raises ModelError for NaN weights and the
+    like, and ExportMismatchError with the largest error; what was at `path` before stands then.
     """
     module = model.model if isinstance(model, Pruned) else model
     graphs.check_sound(module)
-    inputs = None if calibration is None else [split_batch(batch)[0] for batch in calibration]
-    return find_target(target).export(module, Example.of(example), Path(path), precision, inputs)
+    runtime, inputs = find_target(target), Example.of(example)
+    known = None if calibration is None else list(until(calibration, SAMPLES))
+    fitting = None if known is None else [split_batch(batch)[0] for batch in known]
+    real = known if check is None else check
+    meaning = None if task is None else task_of(task)
+    with new_file(Path(path)) as file:
+        runtime.export(module, inputs, file, precision, fitting)
+        batches = like_example(inputs) if real is None else real
+        verify_file(runtime, file, module, batches, precision, task=meaning, name=Path(path).name)
+    return Path(path)
 
 
 def measure(

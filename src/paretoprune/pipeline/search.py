@@ -232,5 +232,5 @@ def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
         for precision in study.settings.precisions:
             file = Path(folder) / f"{precision}.onnx"
             study.target.export(module, study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
-            taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file).items()}
+            taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file, memory=True).items()}
     return taken

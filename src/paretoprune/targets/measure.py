@@ -15,6 +15,7 @@ from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Target
 from paretoprune.targets.energy import WATTS_PER_CORE, AnalyticEstimate, CpuSecondsEstimate
 from paretoprune.targets.fingerprint import fingerprint_id
+from paretoprune.targets.fresh import opener_of
 from paretoprune.targets.latency import (
     Latency,
     Make,
@@ -24,7 +25,7 @@ from paretoprune.targets.latency import (
     measure_latency_fresh,
 )
 from paretoprune.targets.macs import workload_of_file
-from paretoprune.targets.memory import RUNTIMES, peak_memory
+from paretoprune.targets.memory import peak_memory
 from paretoprune.targets.metering import read_energy
 from paretoprune.targets.meters import Reader
 from paretoprune.targets.size import size_bytes
@@ -68,8 +69,8 @@ def measure_file(
     found["size_bytes"] = size_bytes(path)
     found |= _energy(target, make, latency, watts_per_core, meter)
     found |= _analytic(path, inputs)
-    if memory and path.suffix == ".onnx" and target.name in RUNTIMES:
-        found["memory_bytes"] = peak_memory(path, inputs, runtime=target.name, threads=target.threads)
+    if memory and (opener := opener_of(target)) is not None:
+        found["memory_bytes"] = peak_memory(path, inputs, opener=opener)
     return with_derived({name: replace(value, target=mark) for name, value in found.items() if value is not None})
 
 

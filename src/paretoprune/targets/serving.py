@@ -16,9 +16,10 @@ from paretoprune.core.errors import UsageError
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Runner, Target
 from paretoprune.targets.fingerprint import fingerprint_id
+from paretoprune.targets.fresh import opener_of
 from paretoprune.targets.interval import Floats, Series
 from paretoprune.targets.load import LoadWatch
-from paretoprune.targets.memory import RUNTIMES, cold_start
+from paretoprune.targets.memory import cold_start
 
 TAILS = (50, 95, 99)
 BEYOND = 5
@@ -57,8 +58,8 @@ def serving(
         note = watch.note(target.threads)
         found |= {f"p{q}_ms_b{size}": m for q in TAILS if (m := percentile(taken, q, note)) is not None}
         found[f"throughput_b{size}"] = figure(Series(taken, partial(_per_second, size=size), BLOCK), "1/s", note)
-    if target.name in RUNTIMES:
-        found["cold_start_ms"] = cold_start(path, sample, runtime=target.name, threads=target.threads)
+    if (opener := opener_of(target)) is not None:
+        found["cold_start_ms"] = cold_start(path, sample, opener=opener)
     mark = fingerprint_id(target.fingerprint())
     return {name: replace(value, target=mark) for name, value in found.items()}
 
