@@ -53,6 +53,11 @@ class TracedGraph:
             raise PlanError(f"there is no axis {sorted(unknown)}; this network has {', '.join(self.atoms)}")
         return {self.atoms[axis]: width for axis, width in (widths or {}).items()}
 
+    @cached_property
+    def variants(self) -> dict[Any, TracedGraph]:
+        """What was made of this graph by `graph.activations`, kept for the next who wants the same."""
+        return {}
+
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The residual blocks in the order of the graph."""

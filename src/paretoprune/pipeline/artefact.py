@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
@@ -17,6 +18,7 @@ from paretoprune.core.protocols import Target
 from paretoprune.pipeline import why
 from paretoprune.pipeline.judged import judge
 from paretoprune.pipeline.study import Study
+from paretoprune.pipeline.verifying import Verified, verify_file
 from paretoprune.targets import Clock, Timing, measure_file
 from paretoprune.targets.energy import WATTS_PER_CORE
 from paretoprune.targets.feeds import feed_of
@@ -42,8 +44,11 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
     with study.timed("export"):
         study.target.export(load(), study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
         study.folder.seal(member)
+    verified = verify(study, file, load(), precision)
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
     figures = measure(study, name, file, widths)
+    if verified.memory is not None:
+        figures["memory_bytes"] = replace(verified.memory, target=figures["latency_ms"].target)
     figures["parameters"] = Measurement.exact(study.traced.parameters(widths), "parameter")
     with study.timed("evaluate"):
         judged = judge(study, predictor(study, file), load, name)
@@ -60,17 +65,33 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
             "measurements": {k: m.to_json() for k, m in figures.items()},
             "original": name == "original",
             "absent": judged.absent,
+            "verified": verified.to_json(),
             "classes": judged.classes,
         },
     )
+
+
+def verify(study: Study, file: Path, module: nn.Module, precision: str) -> Verified:
+    """The sealed file, read by a fresh process, on the first validation batches. One that is wrong is deleted."""
+    batches = study.checked.data.validation
+    try:
+        with study.timed("verify"):
+            return verify_file(
+                study.target, file, module, batches, precision, task=study.task, sample=feed_of(study.one)
+            )
+    except TargetError:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def file_of(study: Study, name: str) -> str:
     return f"members/{name}{suffix_of(study.target)}"
 
 
-def measure(study: Study, name: str, file: Path, widths: Mapping[str, int] | None = None) -> dict[str, Measurement]:
-    """Latency against the fp32 original, interleaved with it; size, memory, energy, MACs.
+def measure(
+    study: Study, name: str, file: Path, widths: Mapping[str, int] | None = None, *, memory: bool = False
+) -> dict[str, Measurement]:
+    """Latency against the fp32 original, interleaved with it; size, energy, MACs, and memory if asked.
 
     MACs are counted in an ONNX file; of another file they are the graph's with these widths, where they are given.
     """
@@ -82,8 +103,9 @@ def measure(study: Study, name: str, file: Path, widths: Mapping[str, int] | Non
             feed_of(study.one),
             None if name == "original" else baseline,
             timing=timing(study.target),
-            memory=True,
+            memory=memory,
             watts_per_core=study.settings.watts_per_core or WATTS_PER_CORE,
+            meter=study.meter,
         )
     if study.target.threads == 1 and not hasattr(study.target, "clock"):
         del figures["cpu_ms"]  # it is the latency itself

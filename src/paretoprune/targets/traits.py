@@ -3,8 +3,8 @@
 `suffix`: how its files' names end (".onnx"). `device`: where it computes ("cpu"; "cuda:0"). `clock()`: the clock that
 tells how long its work takes, in place of CPU time (one thread) or wall time (several). `layer(spec, copies,
 precision)`: a call that runs copies of one layer, where its files are not ONNX. `reopen`: "pkg.mod:function", called
-with (name, threads) in a fresh process, gives a function that loads a file; without it there is no memory figure and
-no cold start. `compiles`: True where the first call takes long. `describe()`: its settings in words.
+with (name, threads) in a fresh process, gives a function that loads a file (`targets.fresh`); without it there is no
+memory figure and no cold start. `compiles`: True where the first call takes long. `describe()`: its settings in words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 from paretoprune.core.protocols import Target
 from paretoprune.targets.fingerprint import fingerprint_id
 from paretoprune.targets.latency import Timing
-from paretoprune.targets.memory import RUNTIMES
 
 
 def suffix_of(target: Target) -> str:
@@ -25,12 +24,6 @@ def suffix_of(target: Target) -> str:
 def device_of(target: Target) -> str:
     """ "cpu", or a GPU as in "cuda:0"."""
     return str(getattr(target, "device", "cpu"))
-
-
-def reopened(target: Target) -> str | None:
-    """How a fresh process loads the target's files: "" where it knows by name, None where it cannot."""
-    reference = str(getattr(target, "reopen", ""))
-    return reference if reference or target.name in RUNTIMES else None
 
 
 def timing_for(target: Target, **settings: Any) -> Timing:

@@ -14,11 +14,13 @@ from typing import Any
 
 _SUITES = {
     "CriterionCase": "paretoprune.testing.criterion",
+    "MeterCase": "paretoprune.testing.meter",
+    "RecordedMeter": "paretoprune.testing.meter",
     "SearcherCase": "paretoprune.testing.searcher",
     "TargetCase": "paretoprune.testing.target",
 }
 
-__all__ = ["CriterionCase", "SearcherCase", "TargetCase"]
+__all__ = ["CriterionCase", "MeterCase", "RecordedMeter", "SearcherCase", "TargetCase"]
 
 
 def __getattr__(name: str) -> Any:
