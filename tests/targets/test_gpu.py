@@ -104,7 +104,9 @@ def test_a_file_is_exported_checked_and_timed(cuda: Any, tmp_path: Path) -> None
 
 def test_energy_of_a_gpu_is_not_estimated_from_cpu_seconds(cuda: Any, tmp_path: Path, monkeypatch: Any) -> None:
     path = cuda.export(nn.Linear(3, 2), Example.of(torch.randn(4, 3)), tmp_path / "f.safetensors")
-    monkeypatch.setattr("paretoprune.targets.measure.device_of", lambda target: "cuda:0")
+    runner = cuda.load(path)
+    monkeypatch.setattr(cuda, "load", lambda path: runner)
+    monkeypatch.setattr(cuda, "device", "cuda:0")
     found = measure_file(cuda, path, {"input": np.ones((1, 3), np.float32)}, timing=Timing(pairs=10, max_pairs=10))
     assert "energy_mj" not in found or found["energy_mj"].status == "measured"
 
