@@ -24,12 +24,14 @@ FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AssertionError, Not
 class TorchRunner:
     """Implements core.protocols.Runner. Half-precision results are given as float32, which holds them exactly.
 
-    `call` runs the graph on tensors: the module itself, or its compiled form.
+    `call` runs the graph on tensors: the module itself, or its `compiled` form.
     """
 
-    def __init__(self, call: Callable[..., Any], held: GraphFile, name: str, device: str, threads: int) -> None:
+    def __init__(
+        self, call: Callable[..., Any], held: GraphFile, name: str, device: str, threads: int, compiled: bool = False
+    ) -> None:
         self._call, self._inputs, self._name = call, held.inputs, name
-        self._device, self._threads = device, threads
+        self._device, self._threads, self._compiled = device, threads, compiled
         self._casts = [getattr(torch, i.cast) if i.name else None for i in self._inputs]
         self._named = {i.name: i for i in self._inputs if i.name}
         self.input_names: tuple[str, ...] = tuple(self._named)
@@ -55,7 +57,7 @@ class TorchRunner:
 
     def _tensor(self, array: NDArray[Any], batched: bool) -> torch.Tensor:
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
-        if batched and len(tensor) > 1:
+        if self._compiled and batched and len(tensor) > 1:
             # Else the compiler makes one form for every size of batch; of batch 1 it always makes its own.
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return tensor

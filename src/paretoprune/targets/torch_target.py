@@ -39,6 +39,7 @@ class Torch:
     name = "torch"
     suffix = SUFFIX
     device = "cpu"
+    compiles = False
 
     def __init__(self, threads: int, graphs: Graphs) -> None:
         if threads < 1:
@@ -83,7 +84,7 @@ class Torch:
         from paretoprune.targets.torch_runner import TorchRunner
 
         held = read(Path(path))
-        return TorchRunner(self._call(held, str(path)), held, str(path), self.device, self.threads)
+        return TorchRunner(self._call(held, str(path)), held, str(path), self.device, self.threads, self.compiles)
 
     def _call(self, held: GraphFile, name: str) -> Callable[..., Any]:
         from paretoprune.targets.torch_runner import loaded
