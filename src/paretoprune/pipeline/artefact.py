@@ -19,7 +19,7 @@ from paretoprune.pipeline import why
 from paretoprune.pipeline.judged import judge
 from paretoprune.pipeline.study import Study
 from paretoprune.pipeline.verifying import Verified, verify_file
-from paretoprune.targets import Clock, Timing, measure_file
+from paretoprune.targets import Clock, Timing, fingerprint_id, measure_file
 from paretoprune.targets.energy import WATTS_PER_CORE
 from paretoprune.targets.feeds import feed_of
 from paretoprune.targets.traits import suffix_of, timing_for
@@ -46,7 +46,8 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
         study.folder.seal(member)
     verified = verify(study, file, load(), precision)
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
-    figures = measure(study, name, file, widths)
+    figures = measure(study, name, file)
+    figures |= graph_macs(study, file, widths)
     if verified.memory is not None:
         figures["memory_bytes"] = replace(verified.memory, target=figures["latency_ms"].target)
     figures["parameters"] = Measurement.exact(study.traced.parameters(widths), "parameter")
@@ -88,13 +89,16 @@ def file_of(study: Study, name: str) -> str:
     return f"members/{name}{suffix_of(study.target)}"
 
 
-def measure(
-    study: Study, name: str, file: Path, widths: Mapping[str, int] | None = None, *, memory: bool = False
-) -> dict[str, Measurement]:
-    """Latency against the fp32 original, interleaved with it; size, energy, MACs, and memory if asked.
+def graph_macs(study: Study, file: Path, widths: Mapping[str, int]) -> dict[str, Measurement]:
+    """MACs are counted in an ONNX file; those of another one are its graph's."""
+    if file.suffix == ".onnx":
+        return {}
+    mark = fingerprint_id(study.target.fingerprint())
+    return {"macs": Measurement.exact(study.traced.macs(widths), "MAC", mark, "of the traced graph")}
 
-    MACs are counted in an ONNX file; of another file they are the graph's with these widths, where they are given.
-    """
+
+def measure(study: Study, name: str, file: Path, memory: bool = False) -> dict[str, Measurement]:
+    """Latency against the fp32 original, interleaved with it; size, energy, MACs, and memory if asked."""
     baseline = study.folder.artefact(file_of(study, "original"))
     with study.timed("measure"):
         figures = measure_file(
@@ -109,9 +113,6 @@ def measure(
         )
     if study.target.threads == 1 and not hasattr(study.target, "clock"):
         del figures["cpu_ms"]  # it is the latency itself
-    if file.suffix != ".onnx" and widths is not None:
-        macs = Measurement.exact(study.traced.macs(widths), "MAC", figures["latency_ms"].target, "of the traced graph")
-        figures["macs"] = macs
     if name == "original":
         figures["speedup"] = replace(Measurement.exact(1.0, "x"), target=figures["latency_ms"].target)
     return figures

@@ -23,7 +23,7 @@ from paretoprune.core.plan import Plan
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Meter, Target, Task
 from paretoprune.pipeline import candidates, choose, confirm, explore, results, space, together
-from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
+from paretoprune.pipeline.artefact import INT8_SAMPLES, graph_macs, measure
 from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
@@ -244,6 +244,6 @@ def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
         for precision in study.settings.precisions:
             file = Path(folder) / f"{precision}{suffix_of(study.target)}"
             study.target.export(module, study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
-            figures = measure(study, "cheapest", file, widths, memory=True)
+            figures = measure(study, "cheapest", file, memory=True) | graph_macs(study, file, widths)
             taken[precision] = {k: m.to_json() for k, m in figures.items()}
     return taken
