@@ -13,6 +13,8 @@ from typing import Any
 from paretoprune.core.errors import FileError, PlanError
 
 PLAN_SCHEMA = 4
+CHEAPER = ("relu", "hardswish", "hardsigmoid", "hardtanh")
+"""Activations that may take the place of others."""
 
 
 @dataclass(frozen=True)
