@@ -4,8 +4,9 @@ NNCF      openvino.convert_model of the PyTorch network, nncf.quantize on the sa
 Olive     an ONNX file of torch.onnx.export through its OnnxStaticQuantization pass (Olive 0.13), same data.
 Torch-Pruning + torch.onnx    half of every layer's outputs but the last one's (MagnitudeImportance), torch.onnx.export.
 
-Olive: pip install --target DIR --no-deps olive-ai onnx_ir onnxscript opentelemetry-{api,sdk,semantic-conventions} questionary
-prompt_toolkit wcwidth torchmetrics lightning-utilities requests urllib3 idna certifi charset_normalizer, DIR on PYTHONPATH.
+Olive: pip install --target DIR --no-deps olive-ai onnx_ir onnxscript opentelemetry-{api,sdk,semantic-conventions}
+questionary prompt_toolkit wcwidth torchmetrics lightning-utilities requests urllib3 idna certifi charset_normalizer,
+and DIR on PYTHONPATH.
 It is told not to report its use.
 """
 

@@ -93,6 +93,7 @@ def measure(study: Study, name: str, file: Path, memory: bool = False) -> dict[s
             timing=timing(study.target.threads),
             memory=memory,
             watts_per_core=study.settings.watts_per_core or WATTS_PER_CORE,
+            meter=study.meter,
         )
     if study.target.threads == 1:
         del figures["cpu_ms"]  # it is the latency itself
