@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import paretoprune as pp
+from paretoprune.pipeline import reporting
 from paretoprune.store.run import RunFolder
 
 WIDTH = 8
@@ -118,6 +119,9 @@ def test_half_of_a_search_has_other_activations_and_the_front_decides(
     loaded = whole.load()
     assert accuracy(loaded, digits.test) == pytest.approx(whole.accuracy, abs=0.006)
     assert "relu takes the place of 7 activations" in str(by_name["c03-fp32"].why())
+    method = dict(reporting.report_data(RunFolder.read(tmp_path / "run")).facts.method)
+    assert method["Verification"].startswith("0 of 4 files answered 300 validation samples in a process")
+    assert "(4 by outputs)" in method["Verification"]
     journal = RunFolder.read(tmp_path / "run").all("seconds")
     run(activations=["relu"])
     assert RunFolder.read(tmp_path / "run").all("seconds") == journal, "it was resumed, not made again"
