@@ -68,6 +68,7 @@ class SearchSection(Section):
     keep_ratio: float = _LEFT
     criterion: str = _LEFT
     objectives: list[str] = _LEFT
+    activations: list[str] = _LEFT
     metrics: list[str] = _LEFT
     robust_samples: int = _LEFT
     attack_eps: float = _LEFT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ _SIZE = (
 _ENERGY = (
     "Read from a meter, or from counters where the machine has any, with the idle power subtracted; else CPU seconds "
     "times watts per core, marked as estimated. What was read stands at each figure."
+)
+
+_VERIFIED = (
+    "{fresh} of {files} files answered {samples} validation samples in a process of their own, and were compared with "
+    "the network that they came from ({judged}). A file that disagrees is no candidate."
 )
 
 
@@ -62,7 +68,7 @@ def report_data(view: RunView) -> ReportData:
     title = f"{about.get('model', 'network')}: {view.path.name}"
     facts = RunFacts(
         machine=front.target,
-        method=_method(about),
+        method=(*_method(about), *_verified(view)),
         stages=stages(view),
         notes=(reason, *notes(view, front)),
         failures=failures(view),
@@ -81,6 +87,17 @@ def _method(about: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         ("Size and memory", _SIZE),
         ("Energy", _ENERGY),
     )
+
+
+def _verified(view: RunView) -> tuple[tuple[str, str], ...]:
+    """How the files were checked; nothing for a run of an earlier version."""
+    found = [record["verified"] for record in view.all("candidate").values() if "verified" in record]
+    if not found:
+        return ()
+    by = Counter({"metric": "the task's metric"}.get(v["by"], v["by"]) for v in found)
+    fresh, samples = sum(v["process"] == "fresh" for v in found), sorted({v["samples"] for v in found})
+    judged = ", ".join(f"{count} by {how}" for how, count in by.most_common())
+    return (("Verification", _VERIFIED.format(fresh=fresh, files=len(found), samples=samples[-1], judged=judged)),)
 
 
 def stages(view: RunView) -> tuple[tuple[str, float], ...]:

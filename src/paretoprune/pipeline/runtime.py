@@ -21,6 +21,7 @@ from paretoprune.pipeline.verifying import SAMPLES, like_example, verify_file
 from paretoprune.targets import measure_file, open_meter, serving, token_latency
 from paretoprune.targets.feeds import feed_of
 from paretoprune.targets.files import new_file
+from paretoprune.targets.onnx_target import OnnxTarget
 from paretoprune.targets.traits import suffix_of
 from paretoprune.tasks import task_of
 
@@ -37,17 +38,20 @@ def export(
     *,
     check: Iterable[Any] | None = None,
     task: str | Task | None = None,
+    cleanup: Sequence[str] | None = None,
 ) -> Path:
     """Write `model` as a file of the target, reload it here and in a fresh process, and compare it with the model.
 
     `calibration` batches are needed for int8. The fresh process answers the batches of `check`, by default those of
     `calibration`, else random ones like the example: fp32 is judged by outputs, a reduced precision by the signal-to-
-    noise ratio, or by the metric of `task` where the batches have labels. Raises ModelError for NaN weights and the
-    like, and ExportMismatchError with the largest error; what was at `path` before stands then.
+    noise ratio, or by the metric of `task` where the batches have labels. `cleanup`: passes that an ONNX file goes
+    through: "constants" (what depends on no input is computed), "batch norms" (go into the layers before them),
+    "unread" (what no output depends on goes); by default those of the plan, or all. Raises ModelError for NaN weights
+    and the like, and ExportMismatchError with the largest error; what was at `path` before stands then.
     """
     module = model.model if isinstance(model, Pruned) else model
     graphs.check_sound(module)
-    runtime, inputs = find_target(target), Example.of(example)
+    inputs, runtime = Example.of(example), _cleaning(find_target(target), model, cleanup)
     known = None if calibration is None else list(until(calibration, SAMPLES))
     fitting = None if known is None else [split_batch(batch)[0] for batch in known]
     real = known if check is None else check
@@ -57,6 +61,15 @@ def export(
         batches = like_example(inputs) if real is None else real
         verify_file(runtime, file, module, batches, precision, task=meaning, name=Path(path).name)
     return Path(path)
+
+
+def _cleaning(target: Target, model: nn.Module | Pruned, cleanup: Sequence[str] | None) -> Target:
+    passes = model.plan.cleanup if cleanup is None and isinstance(model, Pruned) else cleanup
+    if passes is None:
+        return target
+    if not isinstance(target, OnnxTarget):
+        raise UsageError(f"cleanup={list(passes)}: the files of target {target.name!r} are not ONNX; leave it out")
+    return target.cleaning(passes)
 
 
 def measure(

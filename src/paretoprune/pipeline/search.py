@@ -28,6 +28,7 @@ from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
 from paretoprune.pipeline.study import Study, identity
+from paretoprune.pipeline.swaps import check_swaps, with_swaps
 from paretoprune.pipeline.targets import find_target
 from paretoprune.pipeline.threads import free_threads
 from paretoprune.store.run import RunFolder
@@ -84,11 +85,12 @@ def run(study: Study) -> Front:
         options = space.build(study)
     _refuse_unreachable(study, options)
     chosen = study.once("chosen", "widths", lambda: [dict(w) for w in explore.explore(study, options)])
+    chosen, swaps = with_swaps(study, options, chosen)
     steps = candidates.steps_within(study, len(chosen), started)
     if study.settings.nested and steps:
         with free_threads():
             together.recover_together(study, options, chosen, steps)
-    candidates.carry_out_all(study, options, chosen, steps, started)
+    candidates.carry_out_all(study, options, chosen, steps, started, swaps)
     confirm.confirm(study)
     front = results.front_of(study.folder)
     if unmet := front.unmet():
@@ -171,6 +173,7 @@ def _open(
     with progress.stage("capture", None):
         traced = graphs.trace(model, example, dims)
     choose.chosen_axes(traced, settings.axes, settings.ignore)
+    check_swaps(traced, settings)
     check_metrics(settings, traced.example)
     module = traced.program.module
     with progress.stage("reading the data", None), warnings.catch_warnings(record=True) as caught:

@@ -11,11 +11,12 @@ from typing import Any, Literal
 from paretoprune.core.errors import UsageError
 from paretoprune.core.front import metric_key
 from paretoprune.core.limits import Limits
+from paretoprune.core.plan import CHEAPER
 from paretoprune.core.quality import KEYS, quality_of
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 LEAST_SQUARES = "least-squares"
-_LISTS = ("ignore", "precisions", "objectives", "metrics")
+_LISTS = ("ignore", "precisions", "objectives", "metrics", "activations")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Settings:
     its default. `watts_per_core`: what the energy estimate takes a busy core to draw, None for the documented default.
     `metrics`: figures to take beside those that cost nothing, e.g. "robust accuracy (fgsm)"; what a limit or an
     objective names is taken anyway. `robust_samples`: samples of a set that are disturbed for them; `attack_eps`:
-    largest change by an attack, as a share of the input's range.
+    largest change by an attack, as a share of the input's range. `activations`: cheaper ones, e.g. "relu", that half of
+    the candidates are carried out with in place of the network's own, and the whole network too.
     """
 
     limits: tuple[str, ...] = ()
@@ -58,6 +60,7 @@ class Settings:
     metrics: tuple[str, ...] = ()
     robust_samples: int = 256
     attack_eps: float = 8 / 255
+    activations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("candidates", "floor", "threads", "calibration_samples", "robust_samples"):
@@ -90,6 +93,11 @@ class Settings:
             metric_key(name)
         if not self.objectives or len({metric_key(name) for name in self.objectives}) != len(self.objectives):
             raise UsageError(f"objectives={list(self.objectives)}: give different metrics, at least one")
+        for name in self.activations:
+            if name not in CHEAPER:
+                raise UsageError(f"activations={list(self.activations)}: {name!r} is not one of {', '.join(CHEAPER)}")
+        if self.activations and self.nested:
+            raise UsageError("nested=True shares one network's weights, whose activations are the same: leave one out")
         for name in self.metrics:
             quality_of(name)
         Limits.parse(self.limits)

@@ -27,7 +27,7 @@ from paretoprune.store.run import RunFolder
 from paretoprune.targets import Reader, fingerprint_id
 from paretoprune.tasks import CheckedData, Shifting, input_range
 
-_LATER = ("nested", "metrics", "robust_samples", "attack_eps")
+_LATER = ("nested", "metrics", "robust_samples", "attack_eps", "activations")
 """Settings that came after the first run folders: at their defaults they are no part of what a folder is bound to."""
 
 

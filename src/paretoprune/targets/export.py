@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,17 @@ class _Flat(nn.Module):
         return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
-def export_fp32(load: Callable[[Path], FileRunner], module: nn.Module, example: Example, path: Path) -> Path:
-    """Write, reload with `load`, compare at two batch sizes, then put in place. See `OnnxRuntime.export`."""
+def export_fp32(
+    load: Callable[[Path], FileRunner],
+    module: nn.Module,
+    example: Example,
+    path: Path,
+    passes: Sequence[str] | None = None,
+) -> Path:
+    """Write, reload with `load`, compare at two batch sizes, then put in place. See `OnnxRuntime.export`.
+
+    `passes`: of `clean.PASSES`, those that the file goes through; all of them by default.
+    """
     check_dtypes(module)
     signature, tensors = signature_of(example)
     tensors = [tensor.to(_device(module)) for tensor in tensors]
@@ -63,7 +72,7 @@ def export_fp32(load: Callable[[Path], FileRunner], module: nn.Module, example: 
         flat = _Flat(module, signature)
         traced = _batched(signature, tensors, TRACE_BATCH)
         folded = with_constants(module, Example(*signature.arguments(traced)))
-        write_onnx(_Flat(folded, signature), traced, file)
+        write_onnx(_Flat(folded, signature), traced, file, passes)
         verify(load(file), flat, tensors)
     return path
 
@@ -78,7 +87,7 @@ def check_dtypes(module: nn.Module) -> None:
             )
 
 
-def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
+def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path, passes: Sequence[str] | None = None) -> None:
     """Trace `flat` and write opset 17 with dimension 0 dynamic. Raises TargetError naming the exporter's reason."""
     with torch.no_grad():
         outputs = flat(*tensors)
@@ -102,7 +111,7 @@ def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
                 do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
             )
-            onnx.save(tidied(_with_names(onnx.load(str(file)))), str(file))
+            onnx.save(tidied(_with_names(onnx.load(str(file))), passes), str(file))
     except (RuntimeError, TypeError, ValueError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
         raise TargetError(f"the ONNX exporter refused the network: {one_line(error)}") from error
     check_one_way(flat, type(flat.module).__name__, tensors, places)

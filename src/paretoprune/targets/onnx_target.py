@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.core.graph import Example
@@ -23,6 +24,7 @@ class OnnxTarget:
     name: str
     threads: int
     precisions: tuple[str, ...] = ("fp32", "int8")
+    _passes: tuple[str, ...] | None = None
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
@@ -46,7 +48,7 @@ class OnnxTarget:
         from paretoprune.targets.feeds import feed_of
 
         if precision == "fp32":
-            return export_fp32(self.load, module, example, Path(path))
+            return export_fp32(self.load, module, example, Path(path), self._passes)
         if precision not in self.precisions:
             raise UsageError(
                 f"precision {precision!r} is not offered by {self.name}; use {' or '.join(self.precisions)}"
@@ -54,8 +56,19 @@ class OnnxTarget:
         if calibration is None:
             raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
         with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-            fp32 = export_fp32(self.load, module, example, Path(folder) / "fp32.onnx")
+            fp32 = export_fp32(self.load, module, example, Path(folder) / "fp32.onnx", self._passes)
             return self.quantized(fp32, Path(path), (feed_of(inputs) for inputs in calibration))
+
+    def cleaning(self, passes: Sequence[str]) -> Self:
+        """The same target, whose files go through these passes of `targets.clean` alone. Raises UsageError."""
+        from paretoprune.targets.clean import PASSES
+
+        if isinstance(passes, str) or (unknown := [name for name in passes if name not in PASSES]):
+            given = passes if isinstance(passes, str) else unknown[0]
+            raise UsageError(f"cleanup: {given!r} is no list of passes; there are {', '.join(map(repr, PASSES))}")
+        other = copy.copy(self)
+        other._passes = tuple(name for name in PASSES if name in passes)
+        return other
 
     def load(self, path: Path) -> FileRunner:
         raise NotImplementedError
