@@ -191,6 +191,8 @@ def test_a_name_that_other_parts_would_take_for_onnx_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=r"end in \.safetensors; give 'net\.safetensors'"):
         torch_target.export(net, example, tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match=r"end in \.safetensors; give 'net\.safetensors'"):
+        pp.export(net, example.args[0], tmp_path / "net.onnx", target="torch")
 
 
 def test_without_what_reads_graphs_it_says_where_to_find_it() -> None:

@@ -22,7 +22,7 @@ from paretoprune.targets import measure_file, open_meter, serving, token_latency
 from paretoprune.targets.feeds import feed_of
 from paretoprune.targets.files import new_file
 from paretoprune.targets.onnx_target import OnnxTarget
-from paretoprune.targets.traits import suffix_of
+from paretoprune.targets.traits import checked_suffix, suffix_of
 from paretoprune.tasks import task_of
 
 Exportable = nn.Module | Pruned | str | Path
@@ -56,6 +56,8 @@ def export(
     fitting = None if known is None else [split_batch(batch)[0] for batch in known]
     real = known if check is None else check
     meaning = None if task is None else task_of(task)
+    if suffix_of(runtime) != ".onnx":
+        checked_suffix(runtime.name, Path(path), suffix_of(runtime))
     with new_file(Path(path)) as file:
         runtime.export(module, inputs, file, precision, fitting)
         batches = like_example(inputs) if real is None else real

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from paretoprune.core.errors import UsageError
 from paretoprune.core.graph import Example
 from paretoprune.targets.fingerprint import machine_facts, version_of
-from paretoprune.targets.torch_target import check_precision, checked_suffix
+from paretoprune.targets.torch_target import check_precision
+from paretoprune.targets.traits import checked_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Callable

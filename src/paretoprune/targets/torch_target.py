@@ -19,6 +19,7 @@ from paretoprune.core.graph import Example
 from paretoprune.core.layers import LayerSpec
 from paretoprune.targets.fingerprint import machine_facts, version_of
 from paretoprune.targets.graph_file import SUFFIX, GraphFile, Graphs, read
+from paretoprune.targets.traits import checked_suffix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,13 +169,6 @@ def check_compiler() -> None:
 def check_precision(target: str, precision: str, offered: tuple[str, ...]) -> None:
     if precision not in offered:
         raise UsageError(f"precision {precision!r} is not offered by {target}; use {' or '.join(offered)}")
-
-
-def checked_suffix(target: str, path: Path, suffix: str) -> Path:
-    """Other parts of the program know a file's kind by its ending."""
-    if path.suffix != suffix:
-        raise UsageError(f"{path}: files of target {target!r} end in {suffix}; give {path.with_suffix(suffix).name!r}")
-    return path
 
 
 @cache

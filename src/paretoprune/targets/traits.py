@@ -10,8 +10,10 @@ memory figure and no cold start. `compiles`: True where the first call takes lon
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from paretoprune.core.errors import UsageError
 from paretoprune.core.protocols import Target
 from paretoprune.targets.fingerprint import fingerprint_id
 from paretoprune.targets.latency import Timing
@@ -19,6 +21,13 @@ from paretoprune.targets.latency import Timing
 
 def suffix_of(target: Target) -> str:
     return str(getattr(target, "suffix", ".onnx"))
+
+
+def checked_suffix(target: str, path: Path, suffix: str) -> Path:
+    """Other parts of the program know a file's kind by its ending."""
+    if path.suffix != suffix:
+        raise UsageError(f"{path}: files of target {target!r} end in {suffix}; give {path.with_suffix(suffix).name!r}")
+    return path
 
 
 def device_of(target: Target) -> str:
