@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.core.graph import Example
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from paretoprune.targets.feeds import Feed
+    from paretoprune.targets.template import Templates
 
 
 class OnnxTarget:
@@ -23,6 +25,7 @@ class OnnxTarget:
     name: str
     threads: int
     precisions: tuple[str, ...] = ("fp32", "int8")
+    _templates: Templates | None = None
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
@@ -42,11 +45,10 @@ class OnnxTarget:
         int8 is compared with the fp32 file. Raises ExportMismatchError with the largest error if they disagree,
         TargetError if the export is impossible.
         """
-        from paretoprune.targets.export import export_fp32
         from paretoprune.targets.feeds import feed_of
 
         if precision == "fp32":
-            return export_fp32(self.load, module, example, Path(path))
+            return self._exported(module, example, Path(path))
         if precision not in self.precisions:
             raise UsageError(
                 f"precision {precision!r} is not offered by {self.name}; use {' or '.join(self.precisions)}"
@@ -54,8 +56,19 @@ class OnnxTarget:
         if calibration is None:
             raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
         with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-            fp32 = export_fp32(self.load, module, example, Path(folder) / "fp32.onnx")
+            fp32 = self._exported(module, example, Path(folder) / "fp32.onnx")
             return self.quantized(fp32, Path(path), (feed_of(inputs) for inputs in calibration))
+
+    def cutting(self, templates: Templates) -> Self:
+        """The same target; what it exports is cut from `templates` where that is right, and adds to them."""
+        other = copy.copy(self)
+        other._templates = templates
+        return other
+
+    def _exported(self, module: nn.Module, example: Example, path: Path) -> Path:
+        from paretoprune.targets.export import export_fp32
+
+        return export_fp32(self.load, module, example, path, self._templates)
 
     def load(self, path: Path) -> FileRunner:
         raise NotImplementedError
