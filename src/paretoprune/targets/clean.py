@@ -108,6 +108,19 @@ def fold_constants(graph: Graph) -> None:
     graph.rename(names)
 
 
+def compute_constants(graph: Graph) -> None:
+    """As `fold_constants`, of all that `graph.constants` alone lead to, whatever its size."""
+    known, chosen = set(graph.constants), list[NodeProto]()
+    for node in graph.nodes:
+        if _foldable(node) and known.issuperset(_reads(node)) and not graph.outputs.intersection(node.output):
+            chosen.append(node)
+            known.update(node.output)
+    values = _computed(graph, chosen) if chosen else {}
+    graph.constants |= values
+    gone = {id(node) for node in chosen if all(o in values for o in node.output if o)}
+    graph.nodes = [n for n in graph.nodes if id(n) not in gone]
+
+
 def fold_batch_norms(graph: Graph) -> None:
     """A batch norm with fixed statistics behind a convolution or linear layer scales that layer's outputs instead:
     w' = w γ / √(σ² + ε), b' = (b − μ) γ / √(σ² + ε) + β (Jacob et al. 2018, eq. 14)."""

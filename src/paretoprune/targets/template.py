@@ -10,15 +10,17 @@ them apart. Nothing here is trusted: `export_fp32` compares every file with its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, numpy_helper
 from torch import fx, nn
 
-from paretoprune.targets.clean import renamed
+from paretoprune.targets.clean import Array, Graph, compute_constants
 from paretoprune.targets.constants import PREFIX
 from paretoprune.targets.feeds import Signature
 
@@ -49,25 +51,22 @@ class CannotCutError(Exception):
 
 
 class Templates:
-    """Files to cut from, by structure. `cut_files` and `full`: what was exported how; `why`: the last full export's reason."""
+    """Files to cut from, by structure. `why`: the reason why the last export was a full one; empty if it was cut."""
 
     def __init__(self) -> None:
         self._known: dict[Any, _Template] = {}
-        self.cut_files = 0
-        self.full: dict[str, int] = {}
         self.why = ""
 
     def cut(self, module: nn.Module, signature: Signature, constants: Constants) -> ModelProto | None:
         """The raw file of `module`, not yet tidied or checked; None where a full export is needed."""
         try:
-            return self._template(module, signature).cut(_Sizes(module), module, constants)
+            return self._template(module, signature).cut(_Sizes(module), constants)
         except CannotCutError as error:
             self.why = str(error)
             return None
 
     def took(self) -> None:
         """The file that was cut last is right."""
-        self.cut_files += 1
         self.why = ""
 
     def refused(self, module: nn.Module, signature: Signature, reason: str) -> None:
@@ -77,13 +76,13 @@ class Templates:
 
     def learn(self, module: nn.Module, signature: Signature, raw: ModelProto) -> None:
         """From a full export, before it is tidied."""
-        self.full[self.why] = self.full.get(self.why, 0) + 1
         if (key := _key(module, signature)) is None:
             return
-        if key in self._known:
-            self._known[key].learn(_Sizes(module), raw)
-        else:
-            self._known[key] = _Template(_Sizes(module), raw)
+        with contextlib.suppress(CannotCutError):
+            if key in self._known:
+                self._known[key].learn(_Sizes(module), raw)
+            else:
+                self._known[key] = _Template(_Sizes(module), raw)
 
     def _template(self, module: nn.Module, signature: Signature) -> _Template:
         key = _key(module, signature)
@@ -96,51 +95,29 @@ class Templates:
 
 class _Template:
     def __init__(self, sizes: _Sizes, raw: ModelProto) -> None:
-        self._raw = _normal(raw, sizes.tensors)
-        self._named = {t.name for t in self._raw.graph.initializer if _is_weight(t.name, sizes.tensors)}
-        for tensor in self._raw.graph.initializer:
-            if tensor.name in self._named:
-                tensor.ClearField("raw_data")
-        self._kinds = {t.name: t.data_type for t in self._raw.graph.initializer}
-        self._arguments = [(v,) for v in sizes.arguments]
-        self._dims = [(v,) for v in sizes.dims]
-        self._entries: list[Trajectory] = [(e.value,) for e in _entries(self._raw, self._named)]
-        self._rest = _rest(self._raw, self._named)
+        self._file = _File.of(raw, sizes.tensors)
+        self._arguments: list[Trajectory] = [(v,) for v in sizes.arguments]
+        self._dims: list[Trajectory] = [(v,) for v in sizes.dims]
+        self._entries: list[Trajectory] = [(v,) for v in self._file.integers()]
         self.attempts = 0
 
     def learn(self, sizes: _Sizes, raw: ModelProto) -> None:
-        other = _normal(raw, sizes.tensors)
-        found = [e.value for e in _entries(other, self._named)]
-        if len(found) != len(self._entries) or _rest(other, self._named) != self._rest:
+        other = _File.of(raw, sizes.tensors)
+        if other.rest() != self._file.rest():
             self.attempts += 1
             return
         self._arguments = _longer(self._arguments, sizes.arguments)
         self._dims = _longer(self._dims, sizes.dims)
-        self._entries = _longer(self._entries, found)
+        self._entries = _longer(self._entries, other.integers())
 
-    def cut(self, sizes: _Sizes, module: nn.Module, constants: Constants) -> ModelProto:
+    def cut(self, sizes: _Sizes, constants: Constants) -> ModelProto:
         if self.attempts >= ATTEMPTS:
             raise CannotCutError("files of this structure were wrong before")
         values = self._values(sizes)
         held = sizes.tensors
-        if any(name not in held for name in self._named):
+        if any(name not in held for name in self._file.weights):
             held = held | _tensors(constants())
-        model = ModelProto()
-        model.CopyFrom(self._raw)
-        for entry, trajectory in zip(_entries(model, self._named), self._entries, strict=True):
-            entry.value = values[trajectory]
-        for tensor in model.graph.initializer:
-            if tensor.name in self._named:
-                tensor.CopyFrom(self._filled(tensor.name, held))
-        return model
-
-    def _filled(self, name: str, held: Mapping[str, torch.Tensor]) -> TensorProto:
-        if name not in held:
-            raise CannotCutError(f"the network has no tensor {name}")
-        result = numpy_helper.from_array(held[name].detach().cpu().contiguous().numpy(), name)
-        if result.data_type != self._kinds[name]:
-            raise CannotCutError(f"{name} is of another type")
-        return result
+        return self._file.filled([values[trajectory] for trajectory in self._entries], held)
 
     def _values(self, sizes: _Sizes) -> dict[Trajectory, int]:
         """What every integer that was seen is now. Arguments come first: they are what sizes are written with."""
@@ -151,7 +128,9 @@ class _Template:
         return {t: _value(t, arguments, dims) for t in set(self._entries)}
 
 
-def _value(trajectory: Trajectory, arguments: Mapping[Trajectory, set[int]], dims: Mapping[Trajectory, set[int]]) -> int:
+def _value(
+    trajectory: Trajectory, arguments: Mapping[Trajectory, set[int]], dims: Mapping[Trajectory, set[int]]
+) -> int:
     choices = [arguments.get(trajectory, set()), dims.get(trajectory, set())]
     if len(set(trajectory)) == 1:
         choices.append({trajectory[0]})
@@ -220,8 +199,10 @@ def _call(node: fx.Node) -> tuple[Any, Any]:
 
 
 def _same(value: Any, argument: Any) -> bool:
-    return not isinstance(value, fx.Node) and type(value) is type(argument.default_value) and (
-        value == argument.default_value
+    return (
+        not isinstance(value, fx.Node)
+        and type(value) is type(argument.default_value)
+        and (value == argument.default_value)
     )
 
 
@@ -242,98 +223,115 @@ def _flat(value: Any, integers: list[int]) -> Any:
 # -- the file ---------------------------------------------------------------------------------------------------------
 
 
-class _Element:
-    """One integer of a tensor."""
+@dataclass(frozen=True)
+class _File:
+    """A raw file taken apart. `weights`: type by name of the network's tensors. `loose`: the other constants by name,
+    one for each place where it is read, for the exporter stores equal ones once."""
 
-    def __init__(self, tensor: TensorProto, place: int) -> None:
-        self._tensor, self._place = tensor, place
+    model: ModelProto
+    nodes: Sequence[NodeProto]
+    weights: Mapping[str, Any]
+    loose: Mapping[str, Array]
 
-    @property
-    def value(self) -> int:
-        return int(numpy_helper.to_array(self._tensor).flat[self._place])
+    @classmethod
+    def of(cls, raw: ModelProto, tensors: Mapping[str, torch.Tensor]) -> _File:
+        if any(a.HasField("g") or a.graphs for node in raw.graph.node for a in node.attribute):
+            raise CannotCutError("a loop or a branch")
+        graph = Graph(raw)
+        _name_copies(graph, tensors)
+        weights = {n: v.dtype for n, v in sorted(graph.constants.items()) if n in tensors or n.startswith(PREFIX)}
+        graph.constants = {n: v for n, v in graph.constants.items() if n not in weights}
+        compute_constants(graph)
+        loose = _own_constants(graph)
+        model = ModelProto()
+        model.CopyFrom(raw)
+        del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+        return cls(model, graph.nodes, weights, loose)
 
-    @value.setter
-    def value(self, new: int) -> None:
-        array = numpy_helper.to_array(self._tensor).copy()
-        if array.flat[self._place] != new:
-            array.flat[self._place] = new
-            self._tensor.CopyFrom(numpy_helper.from_array(array, self._tensor.name))
+    def integers(self) -> list[int]:
+        """Whatever may be a size."""
+        found = [n for array in self.loose.values() for n in _integers(array)]
+        return found + [a.i for node in self.nodes for a in _size_attributes(node)]
 
+    def filled(self, integers: Sequence[int], tensors: Mapping[str, torch.Tensor]) -> ModelProto:
+        """The file with other integers and tensors."""
+        left = iter(integers)
+        model = ModelProto()
+        model.CopyFrom(self.model)
+        for name, array in self.loose.items():
+            new = _with_integers(array, [next(left) for _ in _integers(array)])
+            model.graph.initializer.append(numpy_helper.from_array(new, name))
+        model.graph.node.extend(self.nodes)
+        for node in model.graph.node:
+            for attribute in _size_attributes(node):
+                attribute.i = next(left)
+        for name, kind in self.weights.items():
+            if name not in tensors:
+                raise CannotCutError(f"the network has no tensor {name}")
+            weight = tensors[name].detach().cpu().contiguous().numpy()
+            if weight.dtype != kind:
+                raise CannotCutError(f"{name} is of another type")
+            model.graph.initializer.append(numpy_helper.from_array(weight, name))
+        return model
 
-class _Attribute:
-    def __init__(self, attribute: AttributeProto) -> None:
-        self._attribute = attribute
-
-    @property
-    def value(self) -> int:
-        return int(self._attribute.i)
-
-    @value.setter
-    def value(self, new: int) -> None:
-        self._attribute.i = new
-
-
-def _entries(model: ModelProto, named: set[str]) -> Iterator[_Element | _Attribute]:
-    """Every integer of the file that may be a size."""
-    for tensor in model.graph.initializer:
-        if tensor.name not in named:
-            yield from _elements(tensor)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name in SIZES and attribute.type == AttributeProto.INT:
-                yield _Attribute(attribute)
-            elif attribute.name == "value" and node.op_type == "Constant" and attribute.HasField("t"):
-                yield from _elements(attribute.t)
-
-
-def _elements(tensor: TensorProto) -> Iterator[_Element]:
-    count = int(np.prod(tensor.dims))
-    if tensor.data_type in (TensorProto.INT64, TensorProto.INT32) and count <= MOST_ELEMENTS:
-        yield from (_Element(tensor, place) for place in range(count))
-
-
-def _rest(model: ModelProto, named: set[str]) -> bytes:
-    """Everything in the file but its weights and the integers: two files that can lend to each other agree here."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    for entry in _entries(copy, named):
-        entry.value = 0
-    for tensor in copy.graph.initializer:
-        if tensor.name in named:
-            kind, name = tensor.data_type, tensor.name
-            tensor.Clear()
-            tensor.data_type, tensor.name = kind, name
-    return copy.SerializeToString(deterministic=True)
-
-
-def _is_weight(name: str, tensors: Mapping[str, torch.Tensor]) -> bool:
-    return name in tensors or name.startswith(PREFIX)
+    def rest(self) -> Any:
+        """Everything but weights and integers, and without the names of values, which count what was stored once."""
+        names = {name: f"constant {i}" for i, name in enumerate(self.loose)}
+        names |= {o: f"{i}:{j}" for i, node in enumerate(self.nodes) for j, o in enumerate(node.output)}
+        kinds = [
+            _with_integers(array, [1] * len(_integers(array))).tobytes() + str((array.dtype, array.ndim)).encode()
+            for array in self.loose.values()
+        ]
+        outputs = [names.get(o.name, o.name) for o in self.model.graph.output]
+        return [_bare(node, names) for node in self.nodes], kinds, list(self.weights.items()), outputs
 
 
-def _normal(raw: ModelProto, tensors: Mapping[str, torch.Tensor]) -> ModelProto:
-    """A copy in which every tensor of the network is an initializer, in the order of names.
+def _bare(node: NodeProto, names: Mapping[str, str]) -> tuple[Any, ...]:
+    fixed = [a.SerializeToString(deterministic=True) for a in node.attribute if a.name not in SIZES]
+    return node.op_type, node.domain, tuple(names.get(n, n) for n in node.input), tuple(fixed)
 
-    The exporter stores tensors of equal values once, as those of two batch norms that were not trained. Tied ones, which
-    are one tensor in the network too, stay one.
-    """
-    model = ModelProto()
-    model.CopyFrom(raw)
-    stored = {t.name: t for t in model.graph.initializer}
+
+def _size_attributes(node: NodeProto) -> list[AttributeProto]:
+    return [a for a in node.attribute if a.name in SIZES and a.type == AttributeProto.INT]
+
+
+def _integers(array: Array) -> list[int]:
+    """The elements of a short tensor of integers; the length of a row of equal numbers, such as a group norm's ones."""
+    if array.dtype in (np.int64, np.int32) and array.size <= MOST_ELEMENTS:
+        return [int(v) for v in array.flat]
+    return [len(array)] if _is_row(array) else []
+
+
+def _with_integers(array: Array, integers: Sequence[int]) -> Array:
+    if array.dtype in (np.int64, np.int32) and array.size <= MOST_ELEMENTS:
+        return np.array(integers, array.dtype).reshape(array.shape)
+    return np.full(integers[0], array[0], array.dtype) if _is_row(array) else array
+
+
+def _is_row(array: Array) -> bool:
+    return array.ndim == 1 and array.size > 0 and array.dtype == np.float32 and bool((array == array[0]).all())
+
+
+def _own_constants(graph: Graph) -> dict[str, Array]:
+    """In the order in which they are read; each reader gets its own."""
+    found: dict[str, Array] = {}
+    for node in graph.nodes:
+        for place, name in enumerate(node.input):
+            if name in graph.constants:
+                own = name if name not in found else f"{name}~{len(found)}"
+                found[own] = graph.constants[name]
+                node.input[place] = own
+    return found
+
+
+def _name_copies(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Tensors of equal values, as those of two batch norms that were not trained, are stored once and copied by an
+    identity; here each is stored. Tied ones, which are one tensor in the network too, stay one."""
     copies: dict[str, str] = {}
-    for node in model.graph.node:
+    for node in graph.nodes:
         source, name = (node.input[0], node.output[0].removeprefix(WRAPPER)) if node.op_type == "Identity" else ("", "")
-        if source in stored and name in tensors and tensors[name] is not tensors.get(source):
+        if source in graph.constants and name in tensors and tensors[name] is not tensors.get(source):
             copies[node.output[0]] = name
-            copy = TensorProto()
-            copy.CopyFrom(stored[source])
-            copy.name = name
-            stored[name] = copy
-    nodes = [n for n in model.graph.node if n.op_type != "Identity" or n.output[0] not in copies]
-    for node in nodes:
-        renamed(node, copies)
-    made = ModelProto()
-    made.CopyFrom(model)
-    del made.graph.node[:], made.graph.initializer[:], made.graph.value_info[:]
-    made.graph.node.extend(nodes)
-    made.graph.initializer.extend(stored[name] for name in sorted(stored))
-    return made
+            graph.constants[name] = graph.constants[source]
+    graph.nodes = [n for n in graph.nodes if n.op_type != "Identity" or n.output[0] not in copies]
+    graph.rename(copies)
