@@ -23,8 +23,10 @@ from paretoprune.targets.feeds import feed_of
 INT8_SAMPLES = 256
 SAMPLE_MS = 1.0
 """A timed sample lasts at least this long; more pairs tell more than longer ones."""
-MAX_CPU_S = 1.5
-"""Per file. On a noisy machine the interval stays wider instead of the search longer."""
+PAIRS, MAX_CPU_S = 20, 0.35
+"""Per candidate. On a noisy machine the interval stays wider instead of the search longer."""
+STEADY_PAIRS, STEADY_CPU_S = 50, 1.5
+"""For the original and, at the end, for the members of the front."""
 
 
 def finish(study: Study, name: str, network: str, precision: str, load: Callable[[], nn.Module], plan: Plan) -> None:
@@ -37,9 +39,9 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
     file = study.folder.artefact(f"members/{name}.onnx")
     file.parent.mkdir(parents=True, exist_ok=True)
     with study.timed("export"):
-        study.target.export(load(), study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
+        export(study, name, load(), file, precision)
         study.folder.seal(f"members/{name}.onnx")
-    figures = measure(study, name, file)
+    figures = measure(study, name, file, steady=name == "original")
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
     figures["parameters"] = Measurement.exact(study.traced.parameters(widths), "parameter")
     with study.timed("evaluate"):
@@ -62,8 +64,19 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
     )
 
 
-def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
-    """Latency against the fp32 original, interleaved with it; size, memory, energy, MACs."""
+def export(study: Study, name: str, module: nn.Module, file: Path, precision: str, samples: int = INT8_SAMPLES) -> None:
+    """Write and check a file, and record whether all of it was exported or an earlier one was cut, and why."""
+    study.exporter.export(module, study.one, file, precision, study.calibration_inputs(samples))
+    if study.exporter is not study.target:
+        why = study.templates.why
+        study.folder.record("export", name, {"how": "full" if why else "cut", "why": why}, replace=True)
+
+
+def measure(study: Study, name: str, file: Path, steady: bool = True) -> dict[str, Measurement]:
+    """Latency against the fp32 original, interleaved with it; size, memory, energy, MACs.
+
+    `steady`: with the time that a member of the front is worth.
+    """
     baseline = study.folder.artefact("members/original.onnx")
     with study.timed("measure"):
         figures = measure_file(
@@ -71,7 +84,7 @@ def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
             file,
             feed_of(study.one),
             None if name == "original" else baseline,
-            timing=timing(study.target.threads),
+            timing=longer(timing(study.target.threads)) if steady else timing(study.target.threads),
             memory=True,
             watts_per_core=study.settings.watts_per_core or WATTS_PER_CORE,
         )
@@ -84,9 +97,14 @@ def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
 
 def timing(threads: int) -> Timing:
     """One thread: the CPU time of the calling thread, so that progress bars do not count. Several: wall time."""
+    short = Timing(pairs=PAIRS, min_sample_ms=SAMPLE_MS, max_cpu_s=MAX_CPU_S)
     if threads == 1:
-        return Timing(min_sample_ms=SAMPLE_MS, max_cpu_s=MAX_CPU_S, clock=Clock(cpu_ns=time.thread_time_ns))
-    return Timing(min_sample_ms=SAMPLE_MS, max_cpu_s=MAX_CPU_S, basis="wall")
+        return replace(short, clock=Clock(cpu_ns=time.thread_time_ns))
+    return replace(short, basis="wall")
+
+
+def longer(short: Timing) -> Timing:
+    return replace(short, pairs=min(STEADY_PAIRS, short.max_pairs), max_cpu_s=STEADY_CPU_S)
 
 
 def predictor(study: Study, file: Path) -> Callable[[Example], Any]:

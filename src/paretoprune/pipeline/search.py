@@ -22,7 +22,7 @@ from paretoprune.core.plan import Plan
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Target, Task
 from paretoprune.pipeline import candidates, choose, confirm, explore, results, space, together
-from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
+from paretoprune.pipeline.artefact import export, measure
 from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
@@ -227,6 +227,6 @@ def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         for precision in study.settings.precisions:
             file = Path(folder) / f"{precision}.onnx"
-            study.target.export(module, study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
+            export(study, f"cheapest-{precision}", module, file, precision)
             taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file).items()}
     return taken

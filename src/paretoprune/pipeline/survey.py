@@ -92,13 +92,15 @@ def _axis(traced: TracedGraph, axis: Axis, parameters: int, macs: int) -> AxisFa
 
 def _layers(traced: TracedGraph, time_on: str | None, progress: Progress) -> tuple[LayerFacts, ...]:
     specs = traced.layers()
-    table = None if time_on is None else CostTable(find_target(time_on))
+    table = None if time_on is None else CostTable.cached(find_target(time_on))
     with progress.stage("layers", len(specs)) as bar:
         found = []
         for spec in specs:
             ms = None if table is None else table.cost_ms(spec)
             found.append(LayerFacts(described(spec), macs_of(spec), ms))
             bar.advance()
+    if table is not None:
+        table.keep()
     return tuple(found)
 
 
