@@ -23,7 +23,8 @@ class Candidate:
     `measurements` is keyed "accuracy" (share of the test set), "validation" (share of the search's validation set),
     the figures of `core.quality` by their keys, and for the validation set as "validation_<key>";
     "latency_ms", "energy_mj", "size_bytes", "memory_bytes", "macs", "speedup" (original fp32 latency over this one,
-    paired in one run). `provenance` says how it came about: seed, recovery, seconds per stage.
+    paired in one run). `provenance` says how it came about: seed, recovery, seconds per stage. `threads`, `batch`: at
+    which it was timed; time and energy are those of one sample.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Candidate:
     explainer: Callable[[], Why] | None = field(default=None, repr=False, compare=False)
     absent: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Figures that could not be taken, and why: {"macro_f1": "the labels are not classes: …"}."""
+    threads: int = 1
+    batch: int = 1
 
     def value(self, metric: str) -> float | None:
         """The value of a measurement, or None where it was not taken (None is not zero)."""

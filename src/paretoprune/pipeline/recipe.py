@@ -87,6 +87,8 @@ class TargetSection(Section):
     threads: int = _LEFT
     precisions: list[str] = _LEFT
     watts_per_core: float = _LEFT
+    tune_threads: list[int] = _LEFT
+    tune_batch: list[int] = _LEFT
 
 
 class OutputSection(Section):

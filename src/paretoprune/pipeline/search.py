@@ -21,7 +21,7 @@ from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Target, Task
-from paretoprune.pipeline import candidates, choose, confirm, explore, results, space, together
+from paretoprune.pipeline import candidates, choose, confirm, explore, hardware, results, space, together
 from paretoprune.pipeline.artefact import export, measure
 from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
@@ -76,6 +76,7 @@ def run(study: Study) -> Front:
         with free_threads():
             together.recover_together(study, options, chosen, steps)
     candidates.carry_out_all(study, options, chosen, steps, started)
+    hardware.tune(study)
     confirm.confirm(study)
     front = results.front_of(study.folder)
     if unmet := front.unmet():
@@ -148,6 +149,8 @@ def _open(
     """Check everything that can be checked before any work, then lock the folder."""
     meaning, runtime = task_of(task), find_target(target, settings.threads)
     check_parts(settings, runtime, device, data)
+    for threads in settings.tune_threads:
+        hardware.with_threads(runtime, threads)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     folder = Path(out) if out is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     RunFolder.refuse_unusable(folder)

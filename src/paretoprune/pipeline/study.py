@@ -28,7 +28,7 @@ from paretoprune.targets import fingerprint_id
 from paretoprune.targets.template import Templates
 from paretoprune.tasks import CheckedData, Shifting, input_range
 
-_LATER = ("nested", "metrics", "robust_samples", "attack_eps")
+_LATER = ("nested", "metrics", "robust_samples", "attack_eps", "tune_threads", "tune_batch")
 """Settings that came after the first run folders: at their defaults they are no part of what a folder is bound to."""
 
 
