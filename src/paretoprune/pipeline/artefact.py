@@ -23,7 +23,7 @@ from paretoprune.targets.feeds import feed_of
 INT8_SAMPLES = 256
 SAMPLE_MS = 1.0
 """A timed sample lasts at least this long; more pairs tell more than longer ones."""
-PAIRS, MAX_CPU_S = 20, 0.35
+PAIRS, MAX_CPU_S = 20, 0.2
 """Per candidate. On a noisy machine the interval stays wider instead of the search longer."""
 STEADY_PAIRS, STEADY_CPU_S = 50, 1.5
 """For the original and, at the end, for the members of the front."""
