@@ -27,8 +27,6 @@ from paretoprune.targets.feeds import feed_of
 
 LEVELS = (0.25, 0.5, 0.75)
 """Between the cheapest network and the original, where the others that it is fitted to lie."""
-SPREAD = 0.3
-"""Of the widths of one network around its level."""
 INT8_SAMPLES = 16
 """Calibration samples of their int8 files, which are timed and not judged."""
 STAGE, KEY = "cost model", "fit"
@@ -85,7 +83,7 @@ def of(study: Study, table: CostTable, widths: Choices, order: Mapping[str, Sequ
 
 
 def _fit(study: Study, plain: CostModel, widths: Choices, order: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    if len(LEVELS) + 2 < LEAST_NETWORKS:
+    if len(LEVELS) + 1 < LEAST_NETWORKS:
         return {"corrections": {}, "points": []}
     points = [*_points(study, plain, widths, order)]
     corrections: dict[str, dict[str, Any]] = {LATENCY: {}, ENERGY: {}}
@@ -126,18 +124,17 @@ def _points(
 
 
 def members(widths: Choices, seed: int) -> list[dict[str, int]]:
-    """The original, the cheapest, and networks of random widths between them."""
+    """The cheapest network, and some of random widths between it and the original."""
     rng = np.random.default_rng(seed)
     return [
-        {axis: every[-1] for axis, every in widths.items()},
         {axis: every[0] for axis, every in widths.items()},
         *({axis: random_width(rng, every, level) for axis, every in widths.items()} for level in LEVELS),
     ]
 
 
 def random_width(rng: np.random.Generator, every: Sequence[int], level: float) -> int:
-    place = round(rng.normal(level * (len(every) - 1), SPREAD * len(every)))
-    return every[min(max(place, 0), len(every) - 1)]
+    """`level`: mean place among `every`, from 0 for the narrowest to 1."""
+    return every[int(rng.binomial(len(every) - 1, level))]
 
 
 def _original(study: Study, precision: str) -> Path | None:
@@ -169,7 +166,7 @@ def told(found: Mapping[str, Any] | None) -> list[str]:
         c = Correction.from_json(given)
         if c.error is not None:
             said.append(
-                f"cost model ({precision}): median error {c.error:.1%} on {c.networks} networks, each left out once; "
-                "used to choose, never shown as a result"
+                f"cost model ({precision}): median error {c.error:.1%} on {c.networks} networks, "
+                "each left out of the fit once; used to choose, never shown as a result"
             )
     return said

@@ -30,7 +30,7 @@ BLOCK = 10
 RESOLUTION = 0.01
 """Relative half-width added (in quadrature) to every interval: copies of one file differ by about so much."""
 
-LOAD_LUCK = 0.03
+LOAD_LUCK = 0.02
 """By which one load of a file differs from another, in the ratio of a block; the mean of n blocks by 1/√n of it.
 
 Seen with ResNet-56: which of two equal files is loaded last runs 2 to 3 % faster for that block.
@@ -139,10 +139,7 @@ def _sample(
         while 2 * len(rounds) < goal:
             taken = 2 * len(rounds)
             if taken % BLOCK == 0:
-                # Each has to be loaded first as often as last, unless that takes far too long.
-                even = len(makers) == 1 or taken // BLOCK % 2 == 0
-                most_s = timing.max_cpu_s * (1 if even else 2)
-                if taken and (timing.clock.cpu_ns() - started) / 1e9 > most_s:
+                if taken and _spent(taken // BLOCK, (timing.clock.cpu_ns() - started) / 1e9, len(makers), timing):
                     return _collect(rounds)
                 timers = _load(makers, timing, last_first=taken // BLOCK % 2 == 1)
             rounds.append(_there_and_back(timers))
@@ -150,6 +147,15 @@ def _sample(
         if goal >= timing.max_pairs or series(samples).spread(timing.seed) <= timing.margin / 2:
             return samples
         goal = min(timing.max_pairs, goal + max(BLOCK, goal // 2))
+
+
+def _spent(blocks: int, seconds: float, networks: int, timing: Timing) -> bool:
+    """Would more take longer than it may? Two networks are loaded first and last in turns, so as many more blocks as
+    make it even; after an odd number that is done unless it takes far too long."""
+    if networks == 1:
+        return seconds > timing.max_cpu_s
+    more, most_s = (2, timing.max_cpu_s) if blocks % 2 == 0 else (1, 3 * timing.max_cpu_s)
+    return seconds * (blocks + more) / blocks > most_s
 
 
 def _load(makers: tuple[Make, ...], timing: Timing, last_first: bool) -> dict[int, Timer]:
