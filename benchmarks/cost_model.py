@@ -3,11 +3,11 @@
     PARETOPRUNE_DATA=/path/to/data .venv/bin/python benchmarks/cost_model.py
 
 ResNet-56 for CIFAR, on ONNX Runtime in fp32. The model is fitted to four networks, as in a search, and asked about 20
-that it has not seen: random widths in the target's steps, from near the cheapest to near the original, timed for longer
-than a search does. Candidates are exported from a template and timed as in a search, with the CPU seconds of each stage.
-Identical files are compared 50 times beside a process that works in bursts; a true difference of 5 % is the same file,
-each run of which is drawn out until 5 % more of CPU time has gone. Writes benchmarks/results/cost_model.json with every
-sample; exits with 1 if a claim does not hold.
+that it has not seen: random widths in the steps of the target, from near the cheapest to near the original, timed for
+longer than a search does. Candidates are exported from a template and timed as in a search, with the CPU seconds of
+each stage. Identical files are compared 50 times beside a process that works in bursts; a true difference of 5 % is the
+same file, each run of which is drawn out until 5 % more of CPU time has gone. Writes benchmarks/results/cost_model.json
+with every sample; exits with 1 if a claim does not hold.
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ def test_files_that_were_cut_are_those_of_a_full_export(name: str, tmp_path: Pat
     assert how.count("") >= 3, how
 
 
-def test_a_file_that_was_cut_wrongly_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault
+def test_38_a_file_that_was_cut_wrongly_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every size one too large: the file does not run or differs, and a full export takes its place."""
     original, one, networks = cuts("grouped", 3)
     target, templates = OnnxRuntime(), Templates()
@@ -143,7 +144,8 @@ def test_a_file_that_was_cut_wrongly_is_not_kept(tmp_path: Path, monkeypatch: py
     assert meaning(tmp_path / "cut.onnx") == meaning(tmp_path / "full.onnx")
 
 
-def test_wrong_weights_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault
+def test_38_wrong_weights_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, one, networks = cuts("grouped", 2)
     templates = Templates()
     cutting = OnnxRuntime().cutting(templates)

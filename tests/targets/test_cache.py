@@ -61,7 +61,7 @@ def test_what_two_runs_found_is_joined(target, folder, calls):
 @pytest.mark.parametrize(
     "damage", ["truncated", "flipped", "other schema", "zero", "a list", "nested", "other machine"]
 )
-def test_a_damaged_cache_is_measured_again(target, folder, calls, damage):
+def test_57_a_damaged_cache_is_measured_again(target, folder, calls, damage):
     table = CostTable.cached(target)
     table.cost_ms(CONV)
     table.keep()
@@ -88,7 +88,8 @@ def test_a_damaged_cache_is_measured_again(target, folder, calls, damage):
     assert len(CostTable.cached(target)) == 1
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(target, tmp_path, monkeypatch, calls):
+@pytest.mark.fault
+def test_05_a_cache_that_cannot_be_written_is_done_without(target, tmp_path, monkeypatch, calls):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PARETOPRUNE_CACHE", str(tmp_path / "file" / "below"))
     table = CostTable.cached(target)
