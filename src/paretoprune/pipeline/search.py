@@ -22,8 +22,8 @@ from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Meter, Target, Task
-from paretoprune.pipeline import candidates, choose, confirm, explore, results, space, together
-from paretoprune.pipeline.artefact import INT8_SAMPLES, graph_macs, measure
+from paretoprune.pipeline import candidates, choose, confirm, explore, hardware, results, space, together
+from paretoprune.pipeline.artefact import export, measure
 from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
@@ -91,6 +91,7 @@ def run(study: Study) -> Front:
         with free_threads():
             together.recover_together(study, options, chosen, steps)
     candidates.carry_out_all(study, options, chosen, steps, started, swaps)
+    hardware.tune(study)
     confirm.confirm(study)
     front = results.front_of(study.folder)
     if unmet := front.unmet():
@@ -165,6 +166,8 @@ def _open(
     meaning, runtime = task_of(task), find_target(target, settings.threads)
     check_parts(settings, runtime, device, data)
     reader = None if meter is None else open_meter(meter)
+    for threads in settings.tune_threads:
+        hardware.with_threads(runtime, threads)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     folder = Path(out) if out is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     RunFolder.refuse_unusable(folder)
@@ -246,7 +249,7 @@ def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         for precision in study.settings.precisions:
             file = Path(folder) / f"{precision}{suffix_of(study.target)}"
-            study.target.export(module, study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
-            figures = measure(study, "cheapest", file, memory=True) | graph_macs(study, file, widths)
+            export(study, f"cheapest-{precision}", module, file, precision)
+            figures = measure(study, "cheapest", file, widths=widths, memory=True)
             taken[precision] = {k: m.to_json() for k, m in figures.items()}
     return taken
