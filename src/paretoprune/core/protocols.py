@@ -115,11 +115,16 @@ class Runner(Protocol):
 
 
 class Target(Protocol):
-    """A runtime on this machine with fixed settings (threads, batch 1)."""
+    """A runtime on this machine with fixed settings (threads, batch 1).
+
+    What it may say besides, for instance how its files' names end where they are not ONNX: `targets.traits`.
+    """
 
     name: str
     threads: int
-    precisions: tuple[str, ...]
+
+    @property
+    def precisions(self) -> tuple[str, ...]: ...
 
     def fingerprint(self) -> Mapping[str, str]:
         """CPU model, instruction sets, runtime and versions, threads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paretoprune.graph.activations import activated, put_activations
+from paretoprune.graph.flat import flat
 from paretoprune.graph.gates import gate_derivatives
 from paretoprune.graph.influence import influences
 from paretoprune.graph.low_rank import Split
@@ -39,6 +40,7 @@ __all__ = [
     "difference",
     "dump",
     "figures",
+    "flat",
     "gate_derivatives",
     "hidden_nodes",
     "influences",

@@ -89,6 +89,8 @@ class TargetSection(Section):
     precisions: list[str] = _LEFT
     watts_per_core: float = _LEFT
     meter: str = _LEFT
+    tune_threads: list[int] = _LEFT
+    tune_batch: list[int] = _LEFT
 
 
 class OutputSection(Section):

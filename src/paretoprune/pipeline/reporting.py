@@ -9,6 +9,7 @@ from typing import Any
 from paretoprune.core.candidate import Candidate
 from paretoprune.core.errors import UnreachableLimitError
 from paretoprune.core.front import Front
+from paretoprune.pipeline import cost_model
 from paretoprune.pipeline.results import front_of
 from paretoprune.report import ReportData, RunFacts
 from paretoprune.report.html import write_report
@@ -117,6 +118,7 @@ def notes(view: RunView, front: Front) -> tuple[str, ...]:
         said.append(f"the budget was spent after {short['carried out']} of {short['planned']} planned candidates")
     if view.quarantined:
         said.append(f"{view.quarantined} damaged line(s) of the journal were set aside in journal.quarantine")
+    said += cost_model.told(view.done(cost_model.STAGE, cost_model.KEY))
     busy = [c.name for c in front.candidates if (m := c.measurements.get("latency_ms")) and m.note]
     if busy:
         said.append(

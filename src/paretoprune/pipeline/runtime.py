@@ -16,11 +16,13 @@ from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Meter, Target, Task
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.targets import find_target
 from paretoprune.pipeline.verifying import SAMPLES, like_example, verify_file
-from paretoprune.targets import find_target, measure_file, open_meter, serving, token_latency
+from paretoprune.targets import measure_file, open_meter, serving, token_latency
 from paretoprune.targets.feeds import feed_of
 from paretoprune.targets.files import new_file
 from paretoprune.targets.onnx_target import OnnxTarget
+from paretoprune.targets.traits import suffix_of
 from paretoprune.tasks import task_of
 
 Exportable = nn.Module | Pruned | str | Path
@@ -85,8 +87,8 @@ def measure(
     for each batch size the wall time's median and tails ("p50_ms_b8", "p95_ms_b8", "p99_ms_b8") and the throughput in
     samples per second ("throughput_b8"), and "cold_start_ms", load and first answer in a fresh process. `tokens`, e.g.
     (128, 32), adds what a language model's file is asked for, a prompt and new tokens: "first_token_ms",
-    "per_token_ms", "tokens_per_s". `example` may be left out for an ONNX file whose inputs have fixed shapes but for
-    the batch, and with `tokens`.
+    "per_token_ms", "tokens_per_s". `example` may be left out for a file whose inputs have fixed shapes but for the
+    batch, and with `tokens`. MACs are those of an ONNX file or a Pruned.
 
     `meter` reads the energy ("pkg.mod:Meter", the class or an object with a name and `joules()` or `watts()`); without
     one the machine's counters do, where the extra "zeus" is installed and finds any; else "energy_mj" is an estimate.
@@ -95,10 +97,15 @@ def measure(
     runtime = find_target(target)
     reader = None if meter is None else open_meter(meter)
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-        file = _file(runtime, model_or_file, example, Path(folder) / "model.onnx")
-        baseline = None if against is None else _file(runtime, against, example, Path(folder) / "against.onnx")
-        feed = _one_sample(file, example) if tokens is None else _prompt(file, tokens, example)
+        suffix = suffix_of(runtime)
+        file = _file(runtime, model_or_file, example, Path(folder) / f"model{suffix}")
+        baseline = None if against is None else _file(runtime, against, example, Path(folder) / f"against{suffix}")
+        feed = _one_sample(runtime, file, example) if tokens is None else _prompt(runtime, file, tokens, example)
         found = measure_file(runtime, file, feed, baseline, memory=True, meter=reader)
+        if isinstance(model_or_file, Pruned) and "macs" not in found:
+            found["macs"] = Measurement.exact(
+                model_or_file.macs, "MAC", found["latency_ms"].target, "of the traced graph"
+            )
         found |= {} if tokens is None else token_latency(runtime, file, *tokens)
         return found if batches is None else {**found, **serving(runtime, file, feed, batches)}
 
@@ -113,17 +120,23 @@ def _file(target: Target, given: Exportable, example: Any, path: Path) -> Path:
     return export(given, example, path, target)
 
 
-def _prompt(file: Path, tokens: tuple[int, int], example: Any) -> dict[str, Any]:
+def _prompt(target: Target, file: Path, tokens: tuple[int, int], example: Any) -> dict[str, Any]:
     from paretoprune.targets.tokens import check_counts, prompt_feed
 
     prompt, _ = check_counts(tokens)
-    return prompt_feed(file, prompt) if example is None else _one_sample(file, example)
+    return prompt_feed(file, prompt) if example is None else _one_sample(target, file, example)
 
 
-def _one_sample(file: Path, example: Any) -> dict[str, Any]:
-    if example is None:
+def _one_sample(target: Target, file: Path, example: Any) -> dict[str, Any]:
+    if example is None and file.suffix == ".onnx":
         from paretoprune.targets.onnx_file import example_feed
 
         return example_feed(file)
+    if example is None:
+        sample = getattr(target.load(file), "sample", None)
+        if sample is None:
+            raise UsageError(f"{file}: what it takes cannot be read off it; give example=")
+        found: dict[str, Any] = sample()
+        return found
     feed = feed_of(Example.of(example))
     return {name: array[:1] for name, array in feed.items()}

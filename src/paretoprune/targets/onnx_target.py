@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from paretoprune.targets.feeds import Feed
+    from paretoprune.targets.template import Templates
 
 
 class OnnxTarget:
@@ -25,6 +26,7 @@ class OnnxTarget:
     threads: int
     precisions: tuple[str, ...] = ("fp32", "int8")
     _passes: tuple[str, ...] | None = None
+    _templates: Templates | None = None
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
@@ -44,11 +46,10 @@ class OnnxTarget:
         int8 is compared with the fp32 file. Raises ExportMismatchError with the largest error if they disagree,
         TargetError if the export is impossible.
         """
-        from paretoprune.targets.export import export_fp32
         from paretoprune.targets.feeds import feed_of
 
         if precision == "fp32":
-            return export_fp32(self.load, module, example, Path(path), self._passes)
+            return self._exported(module, example, Path(path))
         if precision not in self.precisions:
             raise UsageError(
                 f"precision {precision!r} is not offered by {self.name}; use {' or '.join(self.precisions)}"
@@ -56,7 +57,7 @@ class OnnxTarget:
         if calibration is None:
             raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
         with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-            fp32 = export_fp32(self.load, module, example, Path(folder) / "fp32.onnx", self._passes)
+            fp32 = self._exported(module, example, Path(folder) / "fp32.onnx")
             return self.quantized(fp32, Path(path), (feed_of(inputs) for inputs in calibration))
 
     def cleaning(self, passes: Sequence[str]) -> Self:
@@ -69,6 +70,17 @@ class OnnxTarget:
         other = copy.copy(self)
         other._passes = tuple(name for name in PASSES if name in passes)
         return other
+
+    def cutting(self, templates: Templates) -> Self:
+        """The same target; what it exports is cut from `templates` where that is right, and adds to them."""
+        other = copy.copy(self)
+        other._templates = templates
+        return other
+
+    def _exported(self, module: nn.Module, example: Example, path: Path) -> Path:
+        from paretoprune.targets.export import export_fp32
+
+        return export_fp32(self.load, module, example, path, self._passes, self._templates)
 
     def load(self, path: Path) -> FileRunner:
         raise NotImplementedError
