@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,42 +61,42 @@ def main() -> None:
             part = "activations" if name in ACTIVATED else "passes"
             if given.only in (None, part):
                 torch.manual_seed(0)
-                found = (activations if name in ACTIVATED else passes)(name, *build(), Path(folder), timing)
-                rows = [r for r in rows if r["network"] != name] + found
-                write(rows)
+                for found in (activations if name in ACTIVATED else passes)(name, *build(), Path(folder), timing):
+                    rows = [r for r in rows if key(r) != key(found)] + [found]
+                    write(rows)
+
+
+def key(found: Row) -> tuple[str, ...]:
+    return found["network"], found["runtime"], found["what"]
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------
 
 
-def passes(name: str, model: nn.Module, example: Tensor, folder: Path, timing: Timing) -> list[Row]:
-    rows = []
+def passes(name: str, model: nn.Module, example: Tensor, folder: Path, timing: Timing) -> Iterator[Row]:
     for runtime in RUNTIMES:
         target = find_target(runtime)
         whole = pp.export(model, example, folder / f"{name}.onnx", target)
         for what, kept in WITHOUT.items():
             file = pp.export(model, example, folder / "other.onnx", target, cleanup=kept)
-            rows.append(row(name, runtime, what, whole, file, compared(target, whole, file, example, timing)))
-    return rows
+            yield row(name, runtime, what, whole, file, compared(target, whole, file, example, timing))
 
 
-def activations(name: str, model: nn.Module, example: Tensor, folder: Path, timing: Timing) -> list[Row]:
+def activations(name: str, model: nn.Module, example: Tensor, folder: Path, timing: Timing) -> Iterator[Row]:
     data = digits() if name == "digits" else None
     calibration = None if data is None else data.train
     swapped = {
         cheaper: pp.prune(model, example, activations={"*": cheaper}, calibration=calibration)
-        for cheaper in ("hardswish", "relu")
+        for cheaper in (("relu",) if name == "MobileNetV3-Small" else ("hardswish", "relu"))  # it has hard-swish itself
     }
     told = {} if data is None else {c: accuracies(model, example, c, pruned, data) for c, pruned in swapped.items()}
-    rows = []
     for runtime in RUNTIMES:
         target = find_target(runtime)
         own = pp.export(model, example, folder / f"{name}.onnx", target)
         for cheaper, pruned in swapped.items():
             file = pp.export(pruned, example, folder / "other.onnx", target)
             found = row(name, runtime, cheaper, own, file, compared(target, own, file, example, timing))
-            rows.append(found | told.get(cheaper, {}))
-    return rows
+            yield found | told.get(cheaper, {})
 
 
 def compared(target: Target, baseline: Path, file: Path, example: Tensor, timing: Timing) -> Comparison:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,7 @@ def in_fresh_process(
             "threads": opener.threads,
             "model": str(path.absolute()),
             "runs": RUNS,
+            "parent": os.getpid(),
             "feeds": [list(feed) for feed in (sample, *batches)],
         }
         (place / "job.json").write_text(json.dumps(job), "utf-8")
@@ -94,7 +96,7 @@ def in_fresh_process(
         try:
             grown, first = told.split()[-2:]
             return Fresh(int(grown), int(first), _outputs(place / "outputs.npz", len(batches)))
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, BadZipFile) as error:
             raise TargetError(f"{path} gave no answer in a fresh process ({error})") from error
 
 
@@ -113,6 +115,7 @@ def _outputs(file: Path, batches: int) -> tuple[tuple[NDArray[Any], ...], ...]:
 
 
 def _run(command: list[str], path: Path, timeout_s: float, environment: Mapping[str, str]) -> str:
+    """In a session of its own: Ctrl-C is for this process, and would pass for a failure of the file in the other."""
     try:
         done = subprocess.run(
             command,
@@ -122,6 +125,7 @@ def _run(command: list[str], path: Path, timeout_s: float, environment: Mapping[
             timeout=timeout_s,
             check=False,
             env=dict(environment),
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired as error:
         raise TargetError(f"{path} took over {timeout_s:g} s in a fresh process, which was ended") from error
