@@ -19,7 +19,7 @@ REPORT = "report.html"
 _LATENCY = (
     "Batch 1, {threads} thread(s), on the exported file. Each file is timed in turns with the original (A B, B A), "
     "reloaded every ten pairs; the figure is the 20th percentile of {clock}, sampled until its 95 % bootstrap interval "
-    "is narrow. The speedup is the median of the paired ratios."
+    "is narrow. The speedup is the mean of the middle half of the paired ratios."
 )
 _ACCURACY = (
     "Share of the test set ({test} samples), read once for each exported file, with its 95 % Wilson interval. "

@@ -17,7 +17,7 @@ import numpy as np
 
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.core.measurement import Measurement
-from paretoprune.targets.interval import Balanced, Floats, Series, low_quantile, median
+from paretoprune.targets.interval import Floats, Series, low_quantile, median, middle_mean
 from paretoprune.targets.load import LoadWatch
 
 Work = Callable[[], Any]
@@ -30,7 +30,7 @@ BLOCK = 10
 RESOLUTION = 0.01
 """Relative half-width added (in quadrature) to every interval: copies of one file differ by about so much."""
 
-LOAD_LUCK = 0.02
+LOAD_LUCK = 0.03
 """By which one load of a file differs from another, in the ratio of a block; the mean of n blocks by 1/√n of it.
 
 Seen with ResNet-56: which of two equal files is loaded last runs 2 to 3 % faster for that block.
@@ -92,10 +92,9 @@ class Latency:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`a` is the baseline. `ratio`: above 1, b is faster.
+    """`a` is the baseline. `ratio`: mean of the middle half of the paired ratios a / b; above 1, b is faster.
 
-    It is the geometric mean of two medians of paired ratios a / b: of the blocks in which a was loaded first, and of
-    those in which b was.
+    Blocks in which a was loaded first and those in which b was count alike.
     """
 
     a: Latency
@@ -130,7 +129,7 @@ def measure_latency_fresh(make: Make, timing: Timing | None = None, target: str 
 
 
 def _sample(
-    makers: tuple[Make, ...], timing: Timing, series: Callable[[tuple[Samples, ...]], Series | Balanced]
+    makers: tuple[Make, ...], timing: Timing, series: Callable[[tuple[Samples, ...]], Series]
 ) -> tuple[Samples, ...]:
     """One `Samples` per maker, all of one length, until the interval of `series` is narrow enough."""
     rounds: list[Floats] = []
@@ -214,14 +213,19 @@ def _low(values: Floats) -> Series:
     return Series(values, low_quantile, BLOCK)
 
 
-def _ratio(pair: tuple[Samples, ...], timing: Timing) -> Series | Balanced:
-    """One ratio per round, there and back summed; blocks in which `a` was loaded first, and those with `b` first."""
+def _ratio(pair: tuple[Samples, ...], timing: Timing) -> Series:
+    """One ratio per round, there and back summed.
+
+    Those of blocks in which `a` was loaded first are off in one direction, the others in the other: the truth is the
+    geometric mean of both centres, and each ratio is moved from its own centre to that.
+    """
     a, b = (_on(samples, timing).reshape(-1, 2).sum(axis=1) for samples in pair)
     rounds, half = a / b, BLOCK // 2
     last_first = np.arange(len(rounds)) // half % 2 == 1
-    if not last_first.any():
-        return Series(rounds, median, half)
-    return Balanced(Series(rounds[~last_first], median, half), Series(rounds[last_first], median, half))
+    if last_first.any():
+        centres = [float(middle_mean(rounds[which])) for which in (~last_first, last_first)]
+        rounds = rounds / np.where(last_first, centres[1], centres[0]) * math.sqrt(centres[0] * centres[1])
+    return Series(rounds, middle_mean, half)
 
 
 def _latency(samples: Samples, timing: Timing, target: str, note: str) -> Latency:
@@ -234,7 +238,7 @@ def _latency(samples: Samples, timing: Timing, target: str, note: str) -> Latenc
 
 
 def _measurement(
-    series: Series | Balanced, unit: str, timing: Timing, target: str, note: str, resolution: float = RESOLUTION
+    series: Series, unit: str, timing: Timing, target: str, note: str, resolution: float = RESOLUTION
 ) -> Measurement:
     value, (low, high) = series.value(), series.interval(timing.seed)
     floor = resolution * value
