@@ -116,7 +116,11 @@ class Runner(Protocol):
 
 
 class Target(Protocol):
-    """A runtime on this machine with fixed settings (threads, batch 1)."""
+    """A runtime on this machine with fixed settings (threads, batch 1).
+
+    `precisions`: names of core.precision.PRECISIONS that it can write, "fp32" first. One that writes single layers in
+    another precision takes `bits` in `export`, a mapping of weight name or pattern to precision.
+    """
 
     name: str
     threads: int
@@ -192,5 +196,4 @@ class Searcher(Protocol):
         ...
 
 
-Precision = Literal["fp32", "int8"]
 FloatArray = NDArray[np.float64]

@@ -15,6 +15,7 @@ from paretoprune.core.errors import FileError, UsageError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Target
+from paretoprune.pipeline.exporting import write
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.targets import find_target, measure_file, serving
 from paretoprune.targets.feeds import feed_of
@@ -29,16 +30,20 @@ def export(
     target: str | Target = "onnxruntime",
     precision: str = "fp32",
     calibration: Iterable[Any] | None = None,
+    bits: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `model` as a file of the target, reload it and compare it with the model.
 
-    `calibration` batches are needed for int8. Raises ModelError for NaN weights and the like, and ExportMismatchError
-    with the largest error; nothing is left then.
+    `precision`: one that the target offers (`core.precision.PRECISIONS` says what each means). `calibration` batches
+    are needed for int8. `bits`: by weight name or pattern, the precision of single layers, e.g. {"head.*": "fp32"} in
+    an int8 file; without it, those of a Pruned's plan. Raises ModelError for NaN weights and the like, UsageError and
+    PlanError for what does not exist, and ExportMismatchError with the largest error; nothing is left then.
     """
     module = model.model if isinstance(model, Pruned) else model
     graphs.check_sound(module)
     inputs = None if calibration is None else [split_batch(batch)[0] for batch in calibration]
-    return find_target(target).export(module, Example.of(example), Path(path), precision, inputs)
+    chosen = model.plan.bits if bits is None and isinstance(model, Pruned) else bits
+    return write(find_target(target), module, Example.of(example), Path(path), precision, inputs, chosen)
 
 
 def measure(

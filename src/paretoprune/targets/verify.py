@@ -20,9 +20,6 @@ ROUNDING = 1e-5
 INTEGER_DISAGREEMENT = 0.01
 """Share of integer or boolean outputs that may differ, for instance an argmax between near-equal values."""
 
-MIN_SNR_DB = 5.0
-"""An int8 file below this signal-to-noise ratio against fp32 is broken; above it the task's metric judges."""
-
 Outputs = Sequence[NDArray[Any]]
 
 
