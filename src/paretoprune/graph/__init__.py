@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paretoprune.graph.fold_norms import fold_norms
 from paretoprune.graph.gates import gate_derivatives
 from paretoprune.graph.influence import influences
 from paretoprune.graph.low_rank import Split
@@ -37,6 +38,7 @@ __all__ = [
     "difference",
     "dump",
     "figures",
+    "fold_norms",
     "gate_derivatives",
     "hidden_nodes",
     "influences",
