@@ -169,6 +169,42 @@ def test_measure_against_another_file(invoke: Invoke, finished: Path) -> None:
     assert "offered: onnxruntime, openvino" in elsewhere.stderr
 
 
+def test_measure_with_a_meter_of_ones_own(
+    invoke: Invoke, finished: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paretoprune.targets.meters.WINDOW_S", 0.02)
+    monkeypatch.chdir(work)
+    file = finished / "members" / "original.onnx"
+    taken = json.loads(invoke("measure", file, "--meter", "tiny_net:Meter", "--json").stdout)
+    for key in ("energy_mj", "energy_gross_mj", "idle_w", "power_w", "w_per_frame"):
+        assert taken[key]["status"] == "measured", key
+    assert "read from bench" in taken["energy_mj"]["note"]
+    foreign = invoke("measure", file, "--meter", "os:system")
+    assert foreign.exit_code == 2
+    assert "--meter = 'os:system' leads into 'os'" in foreign.stderr
+    none = invoke("measure", file, "--meter", "tiny_net:loss")
+    assert none.exit_code == 2
+    assert "meter" in none.stderr
+    words = invoke("measure", file, "--tokens", "128,32")
+    assert words.exit_code == 2
+    assert "tokens= is for a language model" in words.stderr
+
+
+def test_every_energy_that_is_an_estimate_says_so(invoke: Invoke, finished: Path) -> None:
+    guessed = ("energy_mj", "energy_analytic_mj", "energy_per_correct_mj", "power_w", "w_per_frame")
+    for row in json.loads(invoke("front", finished, "--json").stdout)["members"]:
+        assert {key for key in guessed if row[key] is not None} == {*guessed}
+        assert row["estimated"] == [key for key in row if key in guessed]
+        assert row["energy_gross_mj"] is row["idle_w"] is None
+    shown = invoke("measure", finished / "members" / "original.onnx").stdout
+    lines = [line for line in shown.splitlines() if line.startswith(("energy", "power"))]
+    assert len(lines) == 4
+    assert all(" ~" in line and "estimated" in line for line in lines)
+    table = invoke("front", finished, "--all").stdout
+    assert table.count("~") > 10
+    assert "per correct" in table
+
+
 @pytest.mark.parametrize("where", ["recipe", "reference"])
 def test_inspect(invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     monkeypatch.chdir(work)

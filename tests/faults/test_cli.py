@@ -228,6 +228,7 @@ CODE = "__import__('os').system('touch executed')"
 KEYS = (
     *("model.build", "model.example", "model.checkpoint", "model.dtype", "data.build", "task.name", "task.loss"),
     *("limits.latency", "search.budget", "search.searcher", "search.criterion", "recovery.device", "target.name"),
+    "target.meter",
 )
 FORMS = (f"tiny_net:{CODE}", f"${{{CODE}}}", "!!python/object/apply:os.system [touch executed]")
 
@@ -258,6 +259,15 @@ def test_63_a_recipe_alone_cannot_call_what_runs_programs(
     found = invoke("run", "recipe.toml", "--set", f"{key}={reference}", "--set", arguments)
     assert "name a function of your own" in refused(found)
     assert not (work / "executed").exists()
+
+
+@pytest.mark.parametrize("reference", ["os:abort", "tiny_net:os.abort", "tiny_net:sys.exit"])
+def test_63_a_meter_is_no_way_round(
+    invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    monkeypatch.chdir(work)
+    found = invoke("run", "recipe.toml", "--set", f"target.meter={reference}")
+    assert "name a function of your own" in refused(found)
 
 
 @pytest.mark.parametrize("name", [f"a{ESCAPE}[31mb", f"a{ESCAPE}]0;title\x07b", "a\u202eb"])

@@ -19,6 +19,7 @@ from paretoprune.core.graph import Example
 from paretoprune.targets import (
     Clock,
     Comparison,
+    CpuSecondsEstimate,
     LayerSpec,
     OnnxRuntime,
     Timing,
@@ -26,7 +27,6 @@ from paretoprune.targets import (
     compare_fresh,
     find_target,
     measure_file,
-    meter_for,
 )
 from paretoprune.targets.layers import layer_model
 
@@ -125,14 +125,14 @@ def test_38_a_file_that_disagrees_with_its_model_is_rejected_with_the_largest_er
 
 def test_54_without_a_counter_energy_is_estimated_and_never_zero(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zeus.monitor", None)
-    read = meter_for("cpu").measure(lambda: sum(range(20_000)), 20)
+    read = CpuSecondsEstimate().measure(lambda: sum(range(20_000)), 20)
     assert read is not None
     assert read.status == "estimated"
     assert read.value > 0
     path = OnnxRuntime().export(nn.Linear(64, 64), Example.of(torch.randn(4, 64)), tmp_path / "f.onnx")
     feed = {"input": np.ones((1, 64), np.float32)}
     found = measure_file(OnnxRuntime(), path, feed, timing=Timing(pairs=10, max_pairs=10))
-    for name in ("energy_mj", "energy_analytic_mj"):
+    for name in ("energy_mj", "energy_analytic_mj", "power_w", "w_per_frame"):
         assert found[name].status == "estimated"
         assert found[name].value > 0
         assert "estimated" in found[name].note

@@ -15,7 +15,7 @@ import paretoprune as pp
 import paretoprune.targets.cost as cost_room
 import paretoprune.targets.measure as measure_room
 from paretoprune.core.layers import LayerSpec
-from paretoprune.pipeline import artefact
+from paretoprune.pipeline import artefact, verifying
 from paretoprune.targets import Timing
 
 CLASSES = 4
@@ -119,9 +119,10 @@ def costs() -> Callable[..., float]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short timings, no memory processes, costs that do not depend on the machine. Every figure is still taken."""
+    """Short timings, no fresh processes, costs that do not depend on the machine. Every figure is still taken."""
     monkeypatch.setattr(artefact, "timing", lambda threads: QUICK)
     monkeypatch.setattr(measure_room, "peak_memory", lambda *args, **options: None)
+    monkeypatch.setattr(verifying, "opener_of", lambda target: None)
     monkeypatch.setattr(cost_room, "measure_layer", _cost_of)
 
 

@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from paretoprune.core.candidate import Candidate
+from paretoprune.core.derived import with_derived
 from paretoprune.core.front import Front
 from paretoprune.core.measurement import Measurement
-from paretoprune.report.terminal import front_table, safe, summary
+from paretoprune.report.terminal import energy_table, front_table, safe, summary
 
 
 def shown(what: Table | Text, width: int = 80) -> str:
@@ -53,6 +54,19 @@ def test_estimates_are_labelled_in_the_heading_or_at_the_figure(front: Front) ->
     text = shown(front_table(rows), 100)
     assert "~30.0 est." in line(text, "original")
     assert "est" not in line(text, "original-int8")
+
+
+def test_the_table_of_energy_marks_every_estimate(front: Front) -> None:
+    rows = [dataclasses.replace(r, measurements=with_derived(r.measurements)) for r in front.candidates]
+    read = {"energy_mj": Measurement(3.0, 2.9, 3.1, 9, "mJ"), "wall_ms": Measurement(1.5, 1.4, 1.6, 9, "ms")}
+    rows[1] = dataclasses.replace(rows[1], measurements=with_derived({**rows[1].measurements, **read}))
+    text = shown(energy_table(rows), 100)
+    found = {row.split()[0]: row for row in text.splitlines() if row.strip()}
+    assert found["original"].count("~") == 3  # energy, per correct, per frame; nobody has timed the wall
+    assert "~" not in found["original-int8"]
+    assert "2.00" in found["original-int8"]
+    assert "with idle" not in text
+    assert "~ estimated" in text
 
 
 def test_what_was_not_measured_is_a_dash_and_what_nobody_has_has_no_column(make: Callable[..., Candidate]) -> None:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from paretoprune.targets import Timing, fingerprint_id, measure_file
+from paretoprune.targets import OnnxRuntime, Timing, fingerprint_id, measure_file
 
 QUICK = Timing(pairs=10, max_pairs=20, max_cpu_s=2)
 
@@ -39,6 +39,21 @@ def test_a_file_alone_has_no_speedup(target, files):
     assert "speedup" not in found
     assert "memory_bytes" not in found
     assert found["energy_mj"].unit == "mJ"
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "npu"])
+def test_cpu_seconds_say_nothing_of_another_device(files, device, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zeus.monitor", None)
+
+    class Elsewhere(OnnxRuntime):
+        pass
+
+    target = Elsewhere()
+    target.device = device
+    found = measure_file(target, files[0], files[2], timing=QUICK)
+    assert not {"energy_mj", "power_w", "w_per_frame"} & found.keys()
+    assert found["energy_analytic_mj"].status == "estimated"
+    assert found["fps"].value > 0
 
 
 def test_a_figure_that_is_not_known_is_left_out(target, files, monkeypatch):

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from paretoprune.core.errors import TargetError, UsageError
-from paretoprune.targets import LayerSpec, OnnxRuntime, serving
+from paretoprune.targets import LayerSpec, OnnxRuntime, fingerprint_id, serving
 from paretoprune.targets.layers import layer_model
 
 
@@ -42,6 +42,35 @@ def test_tails_rise_and_agree_with_the_throughput(linear: Any) -> None:
         assert found[f"throughput_b{size}"].unit == "1/s"
         assert 0 < found[f"throughput_b{size}"].value <= 1e3 * size / found[f"p50_ms_b{size}"].value * 1.5
     assert len({m.target for m in found.values()}) == 1
+
+
+def test_a_sweep_of_batches_with_several_threads(linear: Any) -> None:
+    target = OnnxRuntime(threads=2)
+    found = serving(target, *linear, [1, 4, 16], calls=120)
+    assert {f"{name}_b{size}" for size in (1, 4, 16) for name in ("p50_ms", "p95_ms", "throughput")} < found.keys()
+    assert found["throughput_b16"].value > found["throughput_b1"].value  # 16 samples do not cost 16 calls
+    assert {m.target for m in found.values()} == {fingerprint_id(target.fingerprint())}
+    assert fingerprint_id(target.fingerprint()) != fingerprint_id(OnnxRuntime().fingerprint())
+    assert found["cold_start_ms"].runs == 5
+
+
+def test_several_samples_in_are_several_answers_out(linear: Any) -> None:
+    fed: list[int] = []
+
+    class Seeing(Own):
+        def load(self, path: Path) -> Any:
+            runner = super().load(path)
+
+            def call(feed: Mapping[str, Any]) -> Any:
+                (answer,) = runner(feed)
+                fed.append(len(answer))
+                return (answer,)
+
+            return call
+
+    serving(Seeing(threads=2), *linear, [8, 2, 8], calls=20)
+    assert set(fed) == {8, 2}
+    assert fed == sorted(fed, reverse=True)  # each size once
 
 
 def test_a_tail_that_too_few_calls_reached_is_left_out(linear: Any) -> None:

@@ -84,13 +84,21 @@ def measure(
     batches: Annotated[
         str | None, typer.Option(help="Also throughput, tails and the cold start, e.g. for batches 1,8,32.")
     ] = None,
+    meter: Annotated[str | None, typer.Option(help="Your own energy meter, as module:Class.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="A language model's time to first token and per token: prompt,new e.g. 128,32.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Measure an ONNX file on a runtime: one sample at a time, one thread."""
+    from paretoprune.pipeline import problem
     from paretoprune.pipeline.runtime import measure as measured
 
+    problem.make_importable(Path.cwd())
+    own = None if meter is None else problem.refer("--meter", meter)
     sizes = None if batches is None else _sizes(batches, "--batches", "1,8,32")
-    taken = measured(model, target=target, against=against, batches=sizes)
+    counts: Any = None if tokens is None else _sizes(tokens, "--tokens", "128,32")
+    taken = measured(model, target=target, against=against, batches=sizes, meter=own, tokens=counts)
     if as_json:
         show.json_text({name: value.to_json() for name, value in taken.items()})
         return

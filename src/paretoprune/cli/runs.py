@@ -24,7 +24,7 @@ def front(
     run: Run,
     as_json: Annotated[bool, typer.Option("--json", help="Every measured candidate as JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="The same as CSV.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Also F1, loss, calibration … in a second table.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also F1, loss, calibration …, power, frame rate.")] = False,
     why: Annotated[
         str | None, typer.Option(help="Explain this candidate; with --json as JSON.", metavar="NAME")
     ] = None,

@@ -52,10 +52,10 @@ def lines(text: str) -> None:
 
 
 def front_table(front: Front, chosen: str, reason: str, everything: bool = False) -> None:
-    """The front; with `everything`, the figures of quality in a second table."""
+    """The front; with `everything`, the figures of quality and of energy in tables of their own."""
     from paretoprune.report import terminal
 
-    more = [terminal.quality_table(front, chosen)] if everything else []
+    more = [terminal.quality_table(front, chosen), terminal.energy_table(front, chosen)] if everything else []
     rich_text(terminal.front_table(front, chosen), *more, terminal.summary(front, chosen))
     if reason:
         line(reason)

@@ -22,8 +22,9 @@ class Candidate:
 
     `measurements` is keyed "accuracy" (share of the test set), "validation" (share of the search's validation set),
     the figures of `core.quality` by their keys, and for the validation set as "validation_<key>";
-    "latency_ms", "energy_mj", "size_bytes", "memory_bytes", "macs", "speedup" (original fp32 latency over this one,
-    paired in one run). `provenance` says how it came about: seed, recovery, seconds per stage.
+    "latency_ms", "energy_mj" (where a meter was read less the idle power, with it in "energy_gross_mj"), "size_bytes",
+    "memory_bytes", "macs", "speedup" (original fp32 latency over this one, paired in one run), and what follows from
+    these (`core.derived`: "fps", "power_w" …). `provenance` says how it came about: seed, recovery, seconds per stage.
     """
 
     name: str

@@ -82,11 +82,15 @@ _END = object()
 
 def take(batches: Iterable[Any], samples: int) -> Iterator[tuple[Example, Any]]:
     """Split batches until about `samples` samples were given (the last batch may pass the number)."""
+    return map(split_batch, until(batches, samples))
+
+
+def until(batches: Iterable[Any], samples: int) -> Iterator[Any]:
+    """Batches as they are, likewise."""
     given = 0
     for batch in batches:
-        inputs, labels = split_batch(batch)
-        yield inputs, labels
-        given += batch_size(inputs)
+        yield batch
+        given += batch_size(split_batch(batch)[0])
         if given >= samples:
             return
 

@@ -52,6 +52,10 @@ class TargetError(PruneError):
     """A runtime cannot export, load or run the network."""
 
 
+class MeterError(PruneError):
+    """An energy meter that does not answer, or whose readings cannot be true."""
+
+
 class ExportMismatchError(TargetError):
     """The exported file disagrees with the model it came from; the message gives the largest error."""
 

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("accuracy", "latency_ms")
 _LARGER = tuple(q.key for q in QUALITIES if q.larger)
-UPWARD = ("accuracy", "validation", "speedup", *_LARGER, *map(validation_key, _LARGER))
+UPWARD = ("accuracy", "validation", "speedup", "fps", *_LARGER, *map(validation_key, _LARGER))
 """Metrics of which more is better; of all others less is."""
-_SHORT = {"latency": "latency_ms", "energy": "energy_mj", "size": "size_bytes", "memory": "memory_bytes"} | {
-    q.name: q.key for q in QUALITIES if q.name != q.key
-}
+_SHORT = {
+    "latency": "latency_ms",
+    "energy": "energy_mj",
+    "size": "size_bytes",
+    "memory": "memory_bytes",
+    "power": "power_w",
+} | {q.name: q.key for q in QUALITIES if q.name != q.key}
 
 
 def metric_key(name: str) -> str:

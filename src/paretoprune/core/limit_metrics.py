@@ -36,6 +36,13 @@ class LimitMetric:
     """Of the network's answers, judged on the search's validation set; what is not is a cost."""
     drop: bool = False
     """What was lost against the original, in place of the value."""
+    falls: bool = True
+    """A smaller network has no more of it. Power is not such a cost: a network may be done sooner and draw more."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the smallest network bounds what any candidate costs."""
+        return self.falls and not self.quality
 
     @property
     def share(self) -> bool:
@@ -101,6 +108,18 @@ METRICS: Mapping[str, LimitMetric] = {
         SHARES,
         "thriftiest candidate takes",
         "energy <= 20 mJ",
+    ),
+    "power": LimitMetric(
+        "power_w",
+        "low",
+        {"W": 1.0, "mW": 1e-3},
+        SHARES,
+        "candidate with the least power draws",
+        "power <= 2 W",
+        falls=False,
+    ),
+    "frame rate": LimitMetric(
+        "fps", "high", {"fps": 1.0}, SHARES, "candidate with the highest frame rate reaches", "frame rate >= 30 fps"
     ),
     "memory": LimitMetric(
         "memory_bytes", "low", BYTES, SHARES, "candidate with the least memory takes", "memory <= 100 MB"

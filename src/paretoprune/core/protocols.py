@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from paretoprune.core.axis import Role
 from paretoprune.core.graph import Example
-from paretoprune.core.measurement import Measurement
 
 if TYPE_CHECKING:
     import torch
@@ -144,14 +143,29 @@ class Target(Protocol):
     def load(self, path: Path) -> Runner: ...
 
 
-class Meter(Protocol):
-    """Energy of a piece of work. A user's own meter is one small class."""
+class Counter(Protocol):
+    """A meter that counts energy. A user's own is this one small class.
+
+    `joules()`: since any moment that stays the same; it never falls. What the meter sees decides what is counted: a
+    bench supply sees the whole board. A meter with new readings only every so many seconds says so in `period_s`.
+    """
 
     name: str
 
-    def measure(self, work: Callable[[], Any], runs: int) -> Measurement | None:
-        """Energy per run in mJ, or None where nothing can be read."""
-        ...
+    def joules(self) -> float: ...
+
+
+class PowerSensor(Protocol):
+    """A meter that gives the momentary power, or one like this: it is sampled (every `period_s`, else 20 times a
+    second) in a thread of its own while the network runs, and integrated by the trapezium rule.
+    """
+
+    name: str
+
+    def watts(self) -> float: ...
+
+
+Meter = Counter | PowerSensor
 
 
 @dataclass(frozen=True)

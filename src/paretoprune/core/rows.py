@@ -19,6 +19,12 @@ METRICS = (
     "speedup",
     "energy_mj",
     "energy_analytic_mj",
+    "energy_gross_mj",
+    "energy_per_correct_mj",
+    "power_w",
+    "idle_w",
+    "w_per_frame",
+    "fps",
     "size_bytes",
     "memory_bytes",
     "macs",
@@ -32,7 +38,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 def row(candidate: Candidate) -> dict[str, Any]:
     """A JSON-ready row: absolute path, shares from 0 to 1, `intervals` as metric -> [low, high].
 
-    `validation_figures`: those that limits are judged by, where there are any beside the accuracy.
+    `estimated`: the metrics here that were not measured. `validation_figures`: those that limits are judged by, where
+    there are any beside the accuracy.
     """
     energy = candidate.measurements.get("energy_mj")
     return {
@@ -44,6 +51,7 @@ def row(candidate: Candidate) -> dict[str, Any]:
         "precision": candidate.precision,
         **{metric: _number(metric, candidate.value(metric)) for metric in METRICS},
         "energy_status": None if energy is None else energy.status,
+        "estimated": [metric for metric in METRICS if _is_estimate(candidate, metric)],
         "intervals": {
             metric: [_number(metric, m.low), _number(metric, m.high)]
             for metric, m in candidate.measurements.items()
@@ -55,6 +63,11 @@ def row(candidate: Candidate) -> dict[str, Any]:
             if (other := quality.validation_key(key)) in candidate.measurements
         },
     }
+
+
+def _is_estimate(candidate: Candidate, metric: str) -> bool:
+    found = candidate.measurements.get(metric)
+    return found is not None and found.status != "measured"
 
 
 def to_csv(candidates: Sequence[Candidate]) -> str:
@@ -77,6 +90,7 @@ def _number(metric: str, value: float | None) -> float | int | None:
 def _flat(line: dict[str, Any]) -> dict[str, Any]:
     intervals = line.pop("intervals")
     del line["validation_figures"]
+    line["estimated"] = " ".join(line["estimated"])
     for metric in METRICS:
         line[f"{metric}_low"], line[f"{metric}_high"] = intervals.get(metric, (None, None))
     return line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paretoprune.graph.activations import activated, put_activations
 from paretoprune.graph.fold_norms import fold_norms
 from paretoprune.graph.gates import gate_derivatives
 from paretoprune.graph.influence import influences
@@ -29,6 +30,7 @@ __all__ = [
     "Split",
     "ThinNames",
     "TracedGraph",
+    "activated",
     "apply_edits",
     "check",
     "check_model",
@@ -49,6 +51,7 @@ __all__ = [
     "outputs_differ",
     "pieces_of",
     "private_copy",
+    "put_activations",
     "put_identities",
     "put_tensors",
     "put_thin",

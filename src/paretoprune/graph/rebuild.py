@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from paretoprune.graph.activations import modules_of, put_activations
 from paretoprune.graph.model import forget, private_copy, unwrapped
 from paretoprune.graph.rebuild_attention import attention_edits
 from paretoprune.graph.rebuild_blocks import put_identities, vacant
@@ -47,7 +48,10 @@ def rebuilt(model: nn.Module, graph: TracedGraph, cut: Cut) -> Rebuilt:
     passed, why = vacant(model, cut)
     if why:
         return Rebuilt(None, why)
-    fresh = _clone(model, cut.program.module, passed)
+    swaps, why = modules_of(model, cut.program.module.graph, cut.activations)
+    if why:
+        return Rebuilt(None, why)
+    fresh = _clone(model, cut.program.module, passed, swaps)
     if isinstance(fresh, str):
         return Rebuilt(None, fresh)
     evidence, nodes = gather(graph, cut), nodes_by_module(cut.program.module.graph)
@@ -63,10 +67,10 @@ def rebuilt(model: nn.Module, graph: TracedGraph, cut: Cut) -> Rebuilt:
         return pieces_of(originals[name].detach(), cut.kept[name])
 
     def attempt(values: Iterable[int]) -> Difference | None:
-        clone = _clone(model, cut.program.module, passed)
+        clone = _clone(model, cut.program.module, passed, swaps)
         if isinstance(clone, str):
             return Difference(clone)
-        edits = Edits((*known, *certain, *edits_of(clone, slots, values)), narrow, passed)
+        edits = Edits((*known, *certain, *edits_of(clone, slots, values)), narrow, passed, activations=swaps)
         apply_edits(clone, edits)
         tried[:] = [(clone, edits)]
         return difference(clone, cut.program.module, graph.example, made)
@@ -89,10 +93,14 @@ def _known(clone: nn.Module, nodes: Mapping[str, list[fx.Node]]) -> list[Edit]:
     ]
 
 
-def _clone(model: nn.Module, program: nn.Module, passed: Iterable[str]) -> nn.Module | str:
-    """A private copy with the program's tensors, or why it cannot take them. `passed`: layers that pass a value on."""
+def _clone(
+    model: nn.Module, program: nn.Module, passed: Iterable[str], swaps: Iterable[tuple[str, str]]
+) -> nn.Module | str:
+    """A private copy with the program's tensors, or why it cannot take them. `passed`: layers that pass a value on.
+    `swaps`: modules and the activations that take their place."""
     clone, _ = private_copy(model)
     put_identities(clone, passed)
+    put_activations(clone, swaps)
     return put_tensors(clone, tensors_of(program)) or clone
 
 

@@ -47,15 +47,21 @@ class Edits:
     """`narrow`: attention layers whose heads no longer fill the embedding, with heads, head size and scale.
 
     `passed`: layers that `nn.Identity` stands for, since nothing is left of them. `thin`: layers that two stand for.
+    `activations`: modules of an activation, each with the name of the one that takes its place.
     """
 
     values: tuple[Edit, ...] = ()
     narrow: tuple[tuple[str, int, int, float], ...] = ()
     passed: tuple[str, ...] = ()
     thin: tuple[str, ...] = ()
+    activations: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        layers = {"passed": list(self.passed), "thin": list(self.thin)}
+        layers = {
+            "passed": list(self.passed),
+            "thin": list(self.thin),
+            "activations": [list(a) for a in self.activations],
+        }
         return {"values": [e.to_json() for e in self.values], "narrow": [list(n) for n in self.narrow]} | {
             k: v for k, v in layers.items() if v
         }
@@ -72,7 +78,11 @@ class Edits:
         for layers in (passed, thin):
             if not isinstance(layers, list) or not all(isinstance(p, str) for p in layers):
                 raise FileError(f"{str(layers)[:80]} is no list of layers")
-        return cls(tuple(Edit.from_json(e) for e in data["values"]), tuple(narrow), tuple(passed), tuple(thin))
+        swaps = tuple((path, name) for path, name in data.get("activations", []))
+        if not all(isinstance(text, str) for swap in swaps for text in swap):
+            raise FileError(f"{str(swaps)[:80]} are no modules with the activations in their place")
+        values = tuple(Edit.from_json(e) for e in data["values"])
+        return cls(values, tuple(narrow), tuple(passed), tuple(thin), swaps)
 
 
 def edits_of(model: nn.Module, slots: Iterable[Slot], values: Iterable[int]) -> list[Edit]:

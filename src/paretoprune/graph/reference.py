@@ -6,7 +6,7 @@ Normalisations take their statistics over kept positions. A pruned network that 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from math import prod
 from typing import Any
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from paretoprune.core.errors import SurgeryError
 from paretoprune.core.graph import Example, placeholders
 from paretoprune.core.plan import Plan
+from paretoprune.graph.activations import activated
 from paretoprune.graph.algebra import Expr, atoms_of, factors_of
 from paretoprune.graph.explain import first_line, user_line
 from paretoprune.graph.op import WHOLE, bind
@@ -81,6 +82,7 @@ def check(graph: TracedGraph, plan: Plan) -> None:
     SurgeryError naming the axes if they differ, or if the reference's output varies with its input neither way, for
     then the comparison would prove nothing.
     """
+    graph, plan = activated(graph, plan.activations), replace(plan, activations={})
     varies = False
     for weights in ("own", "random", "positive"):
         if weights == "positive" and varies:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from paretoprune.core.errors import PlanError
 from paretoprune.core.plan import Plan
+from paretoprune.graph.activations import activated, replaced
 from paretoprune.graph.algebra import Atom, Expr, atoms_of
 from paretoprune.graph.depth import take_out
 from paretoprune.graph.op import Op, Resize
@@ -31,11 +32,13 @@ class Cut:
     """A pruned program and what stayed: per parameter or buffer one entry per dim, None where everything did.
 
     `blocks`: names of the residual blocks that were dropped; what went with them is not in `kept`.
+    `activations`: node -> the cheaper activation that stands there now.
     """
 
     program: GraphProgram
     kept: Kept
     blocks: tuple[str, ...] = ()
+    activations: Mapping[str, str] = field(default_factory=dict)
 
 
 def validated(graph: TracedGraph, plan: Plan) -> dict[str, NDArray[np.int64]]:
@@ -66,6 +69,8 @@ def cut(graph: TracedGraph, plan: Plan, tensors: Mapping[str, torch.Tensor] | No
 
     `tensors` stand in for the graph's own parameters and buffers, by name.
     """
+    swaps = replaced(graph, plan.activations)
+    graph = activated(graph, plan.activations)
     chosen, blocks = validated(graph, plan), dropped(graph, plan)
     atoms = {graph.atoms[name]: kept for name, kept in chosen.items()}
     tensors = tensors_of(graph.captured) if tensors is None else tensors
@@ -79,7 +84,8 @@ def cut(graph: TracedGraph, plan: Plan, tensors: Mapping[str, torch.Tensor] | No
     left = {n.name for n in resized.nodes}
     contractions = tuple(c for c in graph.program.contractions if c.node in left)
     batch_norms = tuple(b for b in graph.program.batch_norms if b.node in left)
-    return Cut(GraphProgram(runnable(module), contractions, batch_norms), kept, blocks)
+    swaps = {name: new for name, new in swaps.items() if name in left}
+    return Cut(GraphProgram(runnable(module), contractions, batch_norms), kept, blocks, swaps)
 
 
 def dropped(graph: TracedGraph, plan: Plan) -> tuple[str, ...]:

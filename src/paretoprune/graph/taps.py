@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from paretoprune.core.errors import UsageError
 from paretoprune.core.graph import Example, placeholders
 from paretoprune.core.plan import Plan
+from paretoprune.graph.activations import activated
 from paretoprune.graph.algebra import atoms_of
 from paretoprune.graph.positions import kept_indices
 from paretoprune.graph.surgery import dropped, validated
@@ -78,6 +79,7 @@ def kept_at(graph: TracedGraph, plan: Plan, nodes: Sequence[str]) -> KeptAt:
 
     Raises UsageError for a node that the graph does not have, or that gives no single tensor.
     """
+    graph = activated(graph, plan.activations)
     atoms = {graph.atoms[name]: kept for name, kept in validated(graph, plan).items()}
     gone = graph.residual.gone(dropped(graph, plan)) if plan.blocks else frozenset()
     by_name = {n.name: n for n in graph.inferred.dims}

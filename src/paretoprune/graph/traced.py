@@ -53,6 +53,11 @@ class TracedGraph:
             raise PlanError(f"there is no axis {sorted(unknown)}; this network has {', '.join(self.atoms)}")
         return {self.atoms[axis]: width for axis, width in (widths or {}).items()}
 
+    @cached_property
+    def variants(self) -> dict[Any, TracedGraph]:
+        """What was made of this graph by `graph.activations`, kept for the next who wants the same."""
+        return {}
+
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The residual blocks in the order of the graph."""
@@ -103,6 +108,16 @@ class TracedGraph:
             return macs_of([t for t in self._mac_terms if t[0] is node], samples, by_atom)
 
         return total - saved_macs(self.low_rank, thin, spatial, by_atom, of)
+
+    def macs_by_weight(self) -> dict[str, int]:
+        """Multiply-accumulates of one sample by the parameter that is multiplied with; a layer's first matrix."""
+        found: dict[str, int] = {}
+        for node, term in self._mac_terms:
+            read = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+            weight = next((n for n in read if len(self.inferred.params.get(n, ())) > 1), None)
+            if weight is not None:
+                found[weight] = found.get(weight, 0) + macs_of([(node, term)], self.inferred.samples, {})
+        return found
 
     @cached_property
     def _mac_terms(self) -> MacTerms:

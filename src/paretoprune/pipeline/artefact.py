@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.pipeline import why
 from paretoprune.pipeline.judged import judge
 from paretoprune.pipeline.study import Study
+from paretoprune.pipeline.verifying import Verified, verify_file
 from paretoprune.targets import Clock, Timing, measure_file
 from paretoprune.targets.energy import WATTS_PER_CORE
 from paretoprune.targets.feeds import feed_of
@@ -39,7 +41,10 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
     with study.timed("export"):
         study.target.export(load(), study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
         study.folder.seal(f"members/{name}.onnx")
+    verified = verify(study, file, load(), precision)
     figures = measure(study, name, file)
+    if verified.memory is not None:
+        figures["memory_bytes"] = replace(verified.memory, target=figures["latency_ms"].target)
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
     figures["parameters"] = Measurement.exact(study.traced.parameters(widths), "parameter")
     with study.timed("evaluate"):
@@ -57,13 +62,27 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
             "measurements": {k: m.to_json() for k, m in figures.items()},
             "original": name == "original",
             "absent": judged.absent,
+            "verified": verified.to_json(),
             "classes": judged.classes,
         },
     )
 
 
-def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
-    """Latency against the fp32 original, interleaved with it; size, memory, energy, MACs."""
+def verify(study: Study, file: Path, module: nn.Module, precision: str) -> Verified:
+    """The sealed file, read by a fresh process, on the first validation batches. One that is wrong is deleted."""
+    batches = study.checked.data.validation
+    try:
+        with study.timed("verify"):
+            return verify_file(
+                study.target, file, module, batches, precision, task=study.task, sample=feed_of(study.one)
+            )
+    except TargetError:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def measure(study: Study, name: str, file: Path, memory: bool = False) -> dict[str, Measurement]:
+    """Latency against the fp32 original, interleaved with it; size, energy, MACs, and memory if asked."""
     baseline = study.folder.artefact("members/original.onnx")
     with study.timed("measure"):
         figures = measure_file(
@@ -72,8 +91,9 @@ def measure(study: Study, name: str, file: Path) -> dict[str, Measurement]:
             feed_of(study.one),
             None if name == "original" else baseline,
             timing=timing(study.target.threads),
-            memory=True,
+            memory=memory,
             watts_per_core=study.settings.watts_per_core or WATTS_PER_CORE,
+            meter=study.meter,
         )
     if study.target.threads == 1:
         del figures["cpu_ms"]  # it is the latency itself

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from paretoprune import graph as graphs
 from paretoprune import recover
-from paretoprune.core.errors import AllCandidatesFailedError, PruneError, StoreError
+from paretoprune.core.errors import AllCandidatesFailedError, PruneError, StoreError, TargetError
 from paretoprune.core.plan import Plan
 from paretoprune.pipeline import artefact, files
 from paretoprune.pipeline.handing_back import with_values
@@ -105,7 +106,17 @@ def _carry_out(study: Study, space: Space, name: str, widths: Mapping[str, int],
             _make(study, plan, name, steps)
     model = files.load(study.folder.path / "members" / name).model
     for precision in todo:
-        artefact.finish(study, f"{name}-{precision}", name, precision, lambda: model, plan)
+        _finish(study, f"{name}-{precision}", name, precision, lambda: model, plan)
+
+
+def _finish(study: Study, file: str, name: str, precision: str, load: Callable[[], nn.Module], plan: Plan) -> None:
+    """A file that cannot be made, or is wrong, fails alone: the network may stand in another precision."""
+    if study.folder.has("failure", file):
+        return
+    try:
+        artefact.finish(study, file, name, precision, load, plan)
+    except TargetError as error:
+        study.folder.record("failure", file, {"cause": str(error), "type": type(error).__name__})
 
 
 def _make(study: Study, plan: Plan, name: str, steps: int) -> None:

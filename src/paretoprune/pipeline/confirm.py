@@ -8,7 +8,7 @@ from paretoprune.pipeline import results
 from paretoprune.pipeline.artefact import measure
 from paretoprune.pipeline.study import Study
 
-TIMED = ("latency_ms", "wall_ms", "speedup", "energy_mj", "baseline_latency_ms")
+TIMED = ("latency_ms", "wall_ms", "speedup", "energy_mj", "energy_gross_mj", "idle_w", "baseline_latency_ms")
 
 
 def confirm(study: Study) -> None:

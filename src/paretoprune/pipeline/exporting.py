@@ -10,7 +10,7 @@ from torch import nn
 
 from paretoprune.core.errors import UsageError
 from paretoprune.core.graph import Example
-from paretoprune.core.precision import check_offered
+from paretoprune.core.precision import MIXED, carrier, check_offered
 from paretoprune.core.protocols import Target
 
 
@@ -33,6 +33,12 @@ def write(
 ) -> Path:
     """`target.export` with `bits`. Raises UsageError where the target cannot write single layers in another."""
     check_precision(target, precision)
+    if precision == MIXED:
+        from paretoprune.pipeline.mixed import mixed_bits
+
+        calibration = list(calibration or ())
+        bits = {**(bits or {}), **mixed_bits(target, module, example, calibration)}
+        precision = carrier(MIXED)
     if not bits:
         return target.export(module, example, path, precision, calibration)
     if "bits" not in inspect.signature(target.export).parameters:

@@ -218,8 +218,12 @@ class _Work:
         result = {"macs": float(pruned.macs)}
         if self.target is not None:
             found = measure(pruned, self.traced.example, self.target)
-            result |= {name: float(found[name].value) for name in FIGURES if name in found}
+            result |= {_labelled(name, found[name]): float(found[name].value) for name in FIGURES if name in found}
         return result
+
+
+def _labelled(name: str, figure: Measurement) -> str:
+    return name if figure.status == "measured" else f"{name} (estimated)"
 
 
 def _put(tensor: Tensor, values: Tensor, kept: Sequence[Any]) -> None:

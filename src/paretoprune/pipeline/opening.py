@@ -59,6 +59,8 @@ def rebuilt(model: nn.Module, traced: TracedGraph, cut: Cut) -> Rebuilt:
         return graphs.rebuilt(model, traced, cut)
     if cut.blocks:
         return Rebuilt(None, f"residual blocks were dropped from it ({', '.join(cut.blocks[:4])})")
+    if cut.activations:
+        return Rebuilt(None, f"activations of it were replaced ({', '.join(sorted(set(cut.activations.values())))})")
     program, tensors = cut.program.module, graphs.tensors_of(cut.program.module)
     inputs = graphs.randomised(traced.example, 1, 2)
     smaller, why = frameworks.resized(model, program, tuple(placeholders(program, inputs)), tensors)

@@ -47,6 +47,8 @@ def run(recipe: Recipe, progress: Progress) -> Front:
     problem = problem_of(recipe)
     task = {} if problem.task is None else {"task": problem.task}
     options: dict[str, Any] = {**recipe.options, **task}
+    if "meter" in options:
+        options["meter"] = refer("target.meter", options["meter"])
     return search(problem.model, problem.example, problem.data, out=recipe.folder, progress=progress, **options)
 
 
@@ -69,6 +71,7 @@ def _parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
         "search.searcher": sections.search.searcher,
         "search.criterion": sections.search.criterion,
         "target.name": sections.target.name,
+        "target.meter": sections.target.meter,
     }
     for key, name in named.items():
         if name is not None and ":" in name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from paretoprune import criteria, recover
 from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis, Scores
+from paretoprune.core.errors import UsageError
 from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Criterion, Task
 from paretoprune.graph import TracedGraph
@@ -41,6 +43,7 @@ def prune(
     blocks: BlockChoice = None,
     ranks: RankChoice = None,
     split: str = "space",
+    activations: Mapping[str, str] | None = None,
     align: int = 1,
     floor: int = 1,
     ignore: Sequence[str] = (),
@@ -84,10 +87,17 @@ def prune(
     `align` holds for ranks that are not given as numbers.
     `split`: how k × k convolutions are divided: "space", k × 1 and 1 × k, or "channels", k × k and 1 × 1.
 
+    `activations`: cheaper ones by name or pattern of a node, or of the module that it stands in: {"*": "relu"} for
+    every SiLU, GELU (both forms), Mish, ELU, CELU, SELU, hard-swish, leaky ReLU and softplus; "hardswish" for the
+    smooth ones; "hardsigmoid" for sigmoid and "hardtanh" for tanh. ratio may be left out. With `calibration` the layers
+    behind them are fitted to what the original gave; train the result, for this costs accuracy. nn.SiLU and its like
+    are exchanged in the user's class; what calls an activation as a function becomes the rewritten graph.
+
     Raises ModelError, CaptureError, PlanError, UsageError, DataError, SurgeryError.
     """
     check_ranks(ranks, split, macs)
-    if ranks is None or blocks is not None or ratio is not None or macs is not None:
+    swaps = _swaps(activations)
+    if (ranks is None and not swaps) or blocks is not None or ratio is not None or macs is not None:
         check_choice(blocks, ratio, macs)
     check_ranking(ranking, normalise, ratio, macs)
     scorer = criteria.criterion_of(criterion)
@@ -95,13 +105,14 @@ def prune(
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     model = opened(model, example)
     traced = graphs.trace(model, example, dims)
+    swapped = graphs.activated(traced, swaps)
     batches = None if calibration is None else fitted("calibration", calibration, traced.example, dynamic=dims)
     gone = chosen_blocks(traced, blocks, ratio, macs, scorer, batches)
     ratio = axis_ratio(blocks, ratio)
     if ratio is None and (macs is None or ranks is not None):
         plan, told = with_ranks(traced, Plan({}, traced.fingerprint, gone), ranks, split, macs, batches, align)
-        return carry_out(model, traced, plan, batches, told)
-    chosen = choose.chosen_axes(traced, axes, ignore)
+        return carry_out(model, traced, replace(plan, activations=swaps), batches, told)
+    chosen = choose.chosen_axes(swapped, axes, ignore)
     widths: Mapping[str, int] = {}
     if ratio is not None and ranking in (None, "local"):
         widths = choose.widths_by_ratio(chosen, ratio, align, floor)
@@ -116,7 +127,14 @@ def prune(
     widths = {axis.id: widths[axis.id] for axis in chosen if axis.id in widths}
     plan = choose.plan_of(traced, widths, choose.removal_order(scores), gone)
     plan, told = with_ranks(traced, plan, ranks, split, macs, batches, align)
-    return carry_out(model, traced, plan, batches, told)
+    return carry_out(model, traced, replace(plan, activations=swaps), batches, told)
+
+
+def _swaps(activations: Mapping[str, str] | None) -> dict[str, str]:
+    given = {} if activations is None else activations
+    if not isinstance(given, Mapping) or not all(isinstance(text, str) for pair in given.items() for text in pair):
+        raise UsageError(f"activations={str(given)[:80]}: give a name or pattern and the cheaper one: {{'*': 'relu'}}")
+    return dict(given)
 
 
 def apply(
@@ -154,7 +172,7 @@ def carry_out(
     cut = graphs.cut(traced, plan)
     own = rebuilt(model, traced, cut)
     notes = [*traced.notes, *told]
-    if batches is not None and (plan.kept or plan.blocks or not plan.ranks):
+    if batches is not None and (plan.kept or plan.blocks or plan.activations or not plan.ranks):
         notes += reconstruct(traced, cut, batches)
     if plan.ranks:
         cut, own, more = carry_in(model, traced, cut, own, plan, batches)

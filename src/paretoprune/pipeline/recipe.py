@@ -87,6 +87,7 @@ class TargetSection(Section):
     threads: int = _LEFT
     precisions: list[str] = _LEFT
     watts_per_core: float = _LEFT
+    meter: str = _LEFT
 
 
 class OutputSection(Section):

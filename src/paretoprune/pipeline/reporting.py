@@ -26,7 +26,10 @@ _ACCURACY = (
 _SIZE = (
     "Size is the bytes of the exported file. Peak memory is what a fresh process grows by when it loads and runs it."
 )
-_ENERGY = "Read from counters where the machine has any; else CPU seconds times watts per core, marked as estimated."
+_ENERGY = (
+    "Read from a meter, or from counters where the machine has any, with the idle power subtracted; else CPU seconds "
+    "times watts per core, marked as estimated. What was read stands at each figure."
+)
 
 
 def recommend(front: Front) -> tuple[Candidate | None, str]:
@@ -102,6 +105,14 @@ def notes(view: RunView, front: Front) -> tuple[str, ...]:
         said.append(
             f"the machine was busy while {len(busy)} of {len(front.candidates)} files were timed: wider intervals"
         )
+    if meter := (view.identity or {}).get("meter"):
+        energies = [m for c in front.candidates if (m := c.measurements.get("energy_mj"))]
+        guessed = sum(m.status != "measured" for m in energies)
+        if guessed:
+            said.append(
+                f"meter {meter!r} gave no energy for {guessed} of {len(energies)} files: an estimate stands in, and "
+                "its note says why"
+            )
     return tuple(said)
 
 

@@ -93,6 +93,7 @@ def restored(blueprint: Blueprint, saved: Saved, model: nn.Module | None) -> tup
 def filled(blueprint: Blueprint, clone: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """Put the tensors and the sizes into a network that is nobody else's."""
     graphs.put_identities(clone, blueprint.edits.passed)
+    graphs.put_activations(clone, blueprint.edits.activations)
     graphs.put_thin(clone, blueprint.edits.thin, tensors)
     missing = sorted(set(graphs.tensors_of(clone)) - set(tensors))
     if missing:

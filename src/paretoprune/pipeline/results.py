@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from paretoprune.core.candidate import Candidate
+from paretoprune.core.derived import with_derived
 from paretoprune.core.errors import FileError
 from paretoprune.core.front import OBJECTIVES, Front, metric_key
 from paretoprune.core.limits import Limits
@@ -68,9 +69,16 @@ def _candidate(view: RunView, name: str, record: Mapping[str, Any]) -> Candidate
 
 
 def _figures(taken: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Measurement]:
-    """What was measured, joined with the second take where there is one."""
-    first = {key: Measurement.from_json(m) for key, m in taken.items()}
-    return {k: m.joined(Measurement.from_json(again[k])) if k in again else m for k, m in first.items()}
+    """What was measured, joined with the second take where there is one, and what follows from that."""
+    first, second = ({k: Measurement.from_json(m) for k, m in take.items()} for take in (taken, again))
+    return with_derived({**second, **{k: _joined(m, second[k]) if k in second else m for k, m in first.items()}})
+
+
+def _joined(first: Measurement, second: Measurement) -> Measurement:
+    """An estimate that had to stand in for a meter is not mixed with what the meter read."""
+    if first.status == second.status:
+        return first.joined(second)
+    return first if first.status == "measured" else second
 
 
 def _loader(view: RunView, network: str) -> Callable[[], nn.Module]:

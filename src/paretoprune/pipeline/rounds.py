@@ -20,7 +20,8 @@ class Round:
 
     `way`: share of the way to the target, 0 to 1, after this round. `amount`: how much of the planned time it took, in
     planned rounds. `accuracy` is a share of the validation set, `drop` what was lost since the original, `lost` since
-    the last accepted round. `macs` of one sample. `figures` of the target if one was given (latency_ms, energy_mj).
+    the last accepted round. `macs` of one sample. `figures` of the target if one was given (latency_ms, energy_mj;
+    one that was not measured is called "energy_mj (estimated)").
     `loss`: mean training loss of the last steps. `accepted`: within the drop limit; otherwise it was taken back.
     `factor`: by which the next amount changes.
     """

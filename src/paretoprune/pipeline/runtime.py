@@ -10,15 +10,19 @@ from typing import Any
 from torch import nn
 
 from paretoprune import graph as graphs
-from paretoprune.core.data import split_batch
+from paretoprune.core.data import split_batch, until
 from paretoprune.core.errors import FileError, UsageError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
-from paretoprune.core.protocols import Target
+from paretoprune.core.precision import MIXED
+from paretoprune.core.protocols import Meter, Target, Task
 from paretoprune.pipeline.exporting import write
 from paretoprune.pipeline.pruned import Pruned
-from paretoprune.targets import find_target, measure_file, serving
+from paretoprune.pipeline.verifying import SAMPLES, like_example, verify_file
+from paretoprune.targets import find_target, measure_file, open_meter, serving, token_latency
 from paretoprune.targets.feeds import feed_of
+from paretoprune.targets.files import new_file
+from paretoprune.tasks import task_of
 
 Exportable = nn.Module | Pruned | str | Path
 
@@ -31,19 +35,35 @@ def export(
     precision: str = "fp32",
     calibration: Iterable[Any] | None = None,
     bits: Mapping[str, str] | None = None,
+    *,
+    check: Iterable[Any] | None = None,
+    task: str | Task | None = None,
 ) -> Path:
-    """Write `model` as a file of the target, reload it and compare it with the model.
+    """Write `model` as a file of the target, reload it here and in a fresh process, and compare it with the model.
 
-    `precision`: one that the target offers (`core.precision.PRECISIONS` says what each means). `calibration` batches
-    are needed for int8. `bits`: by weight name or pattern, the precision of single layers, e.g. {"head.*": "fp32"} in
-    an int8 file; without it, those of a Pruned's plan. Raises ModelError for NaN weights and the like, UsageError and
-    PlanError for what does not exist, and ExportMismatchError with the largest error; nothing is left then.
+    `precision`: one that the target offers (`core.precision.PRECISIONS` says what each means), or "mixed": int8 with
+    the most sensitive layers in fp32. `bits`: by weight name or pattern, the precision of single layers, e.g.
+    {"head.*": "fp32"} in an int8 file; without it, those of a Pruned's plan.
+
+    `calibration` batches are needed for int8. The fresh process answers the batches of `check`, by default those of
+    `calibration`, else random ones like the example: fp32 is judged by outputs, a reduced precision by the signal-to-
+    noise ratio, or by the metric of `task` where the batches have labels. Raises ModelError for NaN weights and the
+    like, PlanError for `bits` that fit nothing, and ExportMismatchError with the largest error; what was at `path`
+    before stands then.
     """
     module = model.model if isinstance(model, Pruned) else model
     graphs.check_sound(module)
-    inputs = None if calibration is None else [split_batch(batch)[0] for batch in calibration]
-    chosen = model.plan.bits if bits is None and isinstance(model, Pruned) else bits
-    return write(find_target(target), module, Example.of(example), Path(path), precision, inputs, chosen)
+    runtime, inputs = find_target(target), Example.of(example)
+    bits = model.plan.bits if bits is None and isinstance(model, Pruned) else bits
+    known = None if calibration is None else list(until(calibration, SAMPLES))
+    fitting = None if known is None else [split_batch(batch)[0] for batch in known]
+    real = known if check is None else check
+    meaning = None if task is None else task_of(task)
+    with new_file(Path(path)) as file:
+        write(runtime, module, inputs, file, precision, fitting, bits)
+        batches = like_example(inputs) if real is None else real
+        verify_file(runtime, file, module, batches, MIXED if bits else precision, task=meaning, name=Path(path).name)
+    return Path(path)
 
 
 def measure(
@@ -52,20 +72,30 @@ def measure(
     target: str | Target = "onnxruntime",
     against: Exportable | None = None,
     batches: Sequence[int] | None = None,
+    meter: str | Meter | None = None,
+    tokens: tuple[int, int] | None = None,
 ) -> Mapping[str, Measurement]:
     """Figures of an exported file (a module is exported first), one sample at a time.
 
     `against` is timed in turns with it and gives "speedup". `batches`, e.g. (1, 8, 32), adds what a server cares for:
     for each batch size the wall time's median and tails ("p50_ms_b8", "p95_ms_b8", "p99_ms_b8") and the throughput in
-    samples per second ("throughput_b8"), and "cold_start_ms", load and first answer in a fresh process. `example` may
-    be left out for an ONNX file whose inputs have fixed shapes but for the batch.
+    samples per second ("throughput_b8"), and "cold_start_ms", load and first answer in a fresh process. `tokens`, e.g.
+    (128, 32), adds what a language model's file is asked for, a prompt and new tokens: "first_token_ms",
+    "per_token_ms", "tokens_per_s". `example` may be left out for an ONNX file whose inputs have fixed shapes but for
+    the batch, and with `tokens`.
+
+    `meter` reads the energy ("pkg.mod:Meter", the class or an object with a name and `joules()` or `watts()`); without
+    one the machine's counters do, where the extra "zeus" is installed and finds any; else "energy_mj" is an estimate.
+    With a meter the idle power is subtracted from "energy_mj"; "energy_gross_mj" holds it and "idle_w" is it.
     """
     runtime = find_target(target)
+    reader = None if meter is None else open_meter(meter)
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         file = _file(runtime, model_or_file, example, Path(folder) / "model.onnx")
         baseline = None if against is None else _file(runtime, against, example, Path(folder) / "against.onnx")
-        feed = _one_sample(file, example)
-        found = measure_file(runtime, file, feed, baseline, memory=True)
+        feed = _one_sample(file, example) if tokens is None else _prompt(file, tokens, example)
+        found = measure_file(runtime, file, feed, baseline, memory=True, meter=reader)
+        found |= {} if tokens is None else token_latency(runtime, file, *tokens)
         return found if batches is None else {**found, **serving(runtime, file, feed, batches)}
 
 
@@ -77,6 +107,13 @@ def _file(target: Target, given: Exportable, example: Any, path: Path) -> Path:
     if example is None:
         raise UsageError("measuring a module needs example=: it is exported first")
     return export(given, example, path, target)
+
+
+def _prompt(file: Path, tokens: tuple[int, int], example: Any) -> dict[str, Any]:
+    from paretoprune.targets.tokens import check_counts, prompt_feed
+
+    prompt, _ = check_counts(tokens)
+    return prompt_feed(file, prompt) if example is None else _one_sample(file, example)
 
 
 def _one_sample(file: Path, example: Any) -> dict[str, Any]:

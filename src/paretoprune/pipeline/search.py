@@ -20,7 +20,7 @@ from paretoprune.core.limits import Limits
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.core.progress import NoProgress, Progress
-from paretoprune.core.protocols import Target, Task
+from paretoprune.core.protocols import Meter, Target, Task
 from paretoprune.pipeline import candidates, choose, confirm, explore, results, space, together
 from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
 from paretoprune.pipeline.opening import opened as as_module
@@ -29,7 +29,7 @@ from paretoprune.pipeline.settings import Settings, settings_of
 from paretoprune.pipeline.study import Study, identity
 from paretoprune.pipeline.threads import free_threads
 from paretoprune.store.run import RunFolder
-from paretoprune.targets import find_target
+from paretoprune.targets import find_target, open_meter
 from paretoprune.tasks import check_data, task_of
 
 
@@ -46,17 +46,19 @@ def search(
     out: str | Path | None = None,
     dynamic: Mapping[str, Iterable[int]] | None = None,
     progress: Progress | None = None,
+    meter: str | Meter | None = None,
     **options: Any,
 ) -> Front:
     """Search for the best trade-offs of `model` under `limits`, each exported and measured on `target`.
 
     `data.validation` judges candidates; `data.test` is read once per exported file. `options` are the fields of
     `Settings`. `out` is the run folder (default: a new one under runs/); a second call with the same arguments resumes
-    it. Recovery runs on `device`, measuring on the CPU. Raises UnreachableLimitError, with the front kept in `out`,
-    when no member meets the limits; AllCandidatesFailedError, DataError, ModelError, StoreError and others before.
+    it. Recovery runs on `device`, measuring on the CPU. `meter` reads the energy, as in `pp.measure`. Raises
+    UnreachableLimitError, with the front kept in `out`, when no member meets the limits; AllCandidatesFailedError,
+    DataError, ModelError, StoreError and others before.
     """
     settings = settings_of(limits, budget, **options)
-    study = _open(model, example, data, task, target, device, settings, out, dynamic, progress or NoProgress())
+    study = _open(model, example, data, task, target, device, settings, out, dynamic, progress or NoProgress(), meter)
     with study.folder:
         return run(study)
 
@@ -144,10 +146,12 @@ def _open(
     out: str | Path | None,
     dynamic: Mapping[str, Iterable[int]] | None,
     progress: Progress,
+    meter: str | Meter | None,
 ) -> Study:
     """Check everything that can be checked before any work, then lock the folder."""
     meaning, runtime = task_of(task), find_target(target, settings.threads)
     check_parts(settings, runtime, device, data)
+    reader = None if meter is None else open_meter(meter)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     folder = Path(out) if out is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     RunFolder.refuse_unusable(folder)
@@ -168,7 +172,7 @@ def _open(
             cap=settings.max_batches,
             dynamic=dims,
         )
-    opened = RunFolder.open(folder, identity(traced, checked, meaning, runtime, settings))
+    opened = RunFolder.open(folder, identity(traced, checked, meaning, runtime, settings, reader))
     about = {
         "target": dict(runtime.fingerprint()),
         "axes": {a.id: a.size for a in traced.axes if a.prunable},
@@ -177,7 +181,7 @@ def _open(
         "model": type(model).__name__,
     }
     opened.once("about", "run", lambda: about)
-    return Study(opened, model, traced, checked, meaning, runtime, settings, device, progress)
+    return Study(opened, model, traced, checked, meaning, runtime, settings, device, progress, reader)
 
 
 def _refuse_unjudgeable(study: Study) -> None:
@@ -191,7 +195,7 @@ def _refuse_unjudgeable(study: Study) -> None:
 
 def _refuse_unreachable(study: Study, options: space.Space) -> None:
     """The cheapest plan, exported without recovery, bounds what any member can cost: refuse limits beyond it."""
-    costly = Limits(tuple(limit for limit in study.limits if not limit.about.quality))
+    costly = Limits(tuple(limit for limit in study.limits if limit.about.bounded))
     if not costly:
         return
     bounds = study.once("reach", "cheapest", lambda: _measure_cheapest(study, options))
@@ -228,5 +232,5 @@ def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
         for precision in study.settings.precisions:
             file = Path(folder) / f"{precision}.onnx"
             study.target.export(module, study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
-            taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file).items()}
+            taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file, memory=True).items()}
     return taken

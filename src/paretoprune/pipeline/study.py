@@ -24,7 +24,7 @@ from paretoprune.graph import TracedGraph
 from paretoprune.pipeline.outputs import Outputs
 from paretoprune.pipeline.settings import Settings
 from paretoprune.store.run import RunFolder
-from paretoprune.targets import fingerprint_id
+from paretoprune.targets import Reader, fingerprint_id
 from paretoprune.tasks import CheckedData, Shifting, input_range
 
 _LATER = ("nested", "metrics", "robust_samples", "attack_eps")
@@ -44,6 +44,7 @@ class Study:
     settings: Settings
     device: str
     progress: Progress
+    meter: Reader | None = None
 
     @property
     def limits(self) -> Limits:
@@ -129,15 +130,21 @@ class Study:
 
 
 def identity(
-    traced: TracedGraph, checked: CheckedData, task: Task, target: Target, settings: Settings
+    traced: TracedGraph,
+    checked: CheckedData,
+    task: Task,
+    target: Target,
+    settings: Settings,
+    meter: Reader | None = None,
 ) -> dict[str, Any]:
-    """What a run folder is bound to: network, weights, data, recipe and machine."""
+    """What a run folder is bound to: network, weights, data, recipe, machine and, if one was given, the meter."""
     return {
         "model": {"structure": traced.fingerprint, "weights": weights_digest(traced.captured)},
         "data": checked.fingerprint,
         "task": task.name,
         "target": {"name": target.name, "machine": fingerprint_id(target.fingerprint())},
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in _deciding(settings).items()},
+        **({} if meter is None else {"meter": meter.name}),
     }
 
 

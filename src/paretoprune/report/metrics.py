@@ -39,6 +39,21 @@ def _of(quality: Quality) -> Metric:
 
 QUALITY = tuple(map(_of, QUALITIES))
 """Figures of the answers: in a table of their own."""
+ENERGY = (
+    Metric("energy_gross_mj", "energy with idle power", "mJ"),
+    Metric("energy_per_correct_mj", "energy per correct answer", "mJ"),
+    Metric("power_w", "power", "W"),
+    Metric("idle_w", "idle power", "W"),
+    Metric("w_per_frame", "power per frame rate", "W/(frame/s)"),
+    Metric("fps", "frames per second", "1/s", larger_is_better=True),
+)
+"""What follows from energy and time: in a table of their own, too."""
+_TOKENS = (
+    Metric("first_token_ms", "time to first token", "ms"),
+    Metric("per_token_ms", "time per token", "ms"),
+    Metric("per_token_p95_ms", "time per token, 95 %", "ms"),
+    Metric("tokens_per_s", "tokens per second", "1/s", larger_is_better=True),
+)
 METRICS = (
     Metric("accuracy", "accuracy", "%", 100, larger_is_better=True),
     Metric("validation", "validation accuracy", "%", 100, larger_is_better=True),
@@ -53,7 +68,7 @@ METRICS = (
     Metric("wall_ms", "wall time", "ms"),
     Metric("baseline_latency_ms", "original in the same run", "ms"),
 )
-_BY_KEY = {metric.key: metric for metric in (*METRICS, *QUALITY)}
+_BY_KEY = {metric.key: metric for metric in (*METRICS, *QUALITY, *ENERGY, *_TOKENS)}
 _ELSEWHERE = {*_BY_KEY, *(validation_key(metric.key) for metric in QUALITY)}
 
 
@@ -65,7 +80,7 @@ def metric_of(key: str, unit: str = "") -> Metric:
 def metrics_in(rows: tuple[Candidate, ...]) -> tuple[Metric, ...]:
     """Every metric that some row has: the known ones in their usual order, then a user's own by name.
 
-    Without the figures of quality, which `quality_in` gives.
+    Without the figures of quality, which `quality_in` gives, and those of `ENERGY`.
     """
     units = {key: m.unit for row in rows for key, m in row.measurements.items()}
     known = [metric for metric in METRICS if metric.key in units]

@@ -14,7 +14,7 @@ from paretoprune.core.candidate import Candidate
 from paretoprune.core.front import Front
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.quality import SHIFTS
-from paretoprune.report.metrics import METRICS, Metric, figure, metric_of, quality_in, with_unit
+from paretoprune.report.metrics import ENERGY, METRICS, Metric, figure, metric_of, quality_in, with_unit
 from paretoprune.report.text import MISSING, clean, half_width, has_interval, number
 
 _COLUMNS = (
@@ -40,6 +40,20 @@ QUALITY_NOTE = (
     "test set; precision, recall and F1 are means over the classes; recov.: the original's loss over this one's; "
     "ECE: expected calibration error; gap: accuracy on training samples less that on the test set; "
     "fgsm, pgd, noise, blur, contrast: accuracy on inputs so disturbed"
+)
+
+_ENERGY_SHORT = {
+    "energy_mj": "energy",
+    "energy_gross_mj": "with idle",
+    "energy_per_correct_mj": "per correct",
+    "power_w": "power",
+    "idle_w": "idle",
+    "w_per_frame": "per frame",
+    "fps": "frames",
+}
+ENERGY_NOTE = (
+    "~ estimated; energy of one inference, idle power subtracted where a meter was read; per correct: over the "
+    "accuracy; power: while running one inference after another; per frame: that over the frames per second"
 )
 
 
@@ -102,6 +116,23 @@ def quality_table(front: HasCandidates | Iterable[Candidate], chosen: str = "") 
     for row in rows:
         taken = [row.measurements.get(metric.key) for metric in shown]
         cells = [Text(MISSING if m is None else figure(x, m).value) for x, m in zip(shown, taken, strict=True)]
+        style = "bold" if row.name == chosen else ("" if row.on_front else "dim")
+        table.add_row(Text(clean(row.name, 120)), *cells, style=style)
+    return table
+
+
+def energy_table(front: HasCandidates | Iterable[Candidate], chosen: str = "") -> Table:
+    """One line per candidate: energy, power and frames per second. `~` stands at every figure that was estimated."""
+    rows = rows_of(front)
+    known = [metric_of("energy_mj"), *ENERGY]
+    shown = [metric for metric in known if any(metric.key in row.measurements for row in rows)]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0, caption=ENERGY_NOTE, caption_justify="left")
+    table.add_column("name", overflow="fold", min_width=8, max_width=40)
+    for metric in shown:
+        table.add_column(f"{_ENERGY_SHORT[metric.key]}\n{metric.unit}", justify="right", no_wrap=True)
+    for row in rows:
+        taken = [row.measurements.get(metric.key) for metric in shown]
+        cells = [Text(_cell(metric, m, labelled=True)) for metric, m in zip(shown, taken, strict=True)]
         style = "bold" if row.name == chosen else ("" if row.on_front else "dim")
         table.add_row(Text(clean(row.name, 120)), *cells, style=style)
     return table

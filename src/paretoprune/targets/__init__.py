@@ -5,7 +5,7 @@ from __future__ import annotations
 from paretoprune.core.layers import LayerSpec
 from paretoprune.targets.align import Staircase, staircase
 from paretoprune.targets.cost import CostTable, conv_cost, measure_layer
-from paretoprune.targets.energy import AnalyticEstimate, CpuSecondsEstimate, ZeusMeter, meter_for
+from paretoprune.targets.energy import AnalyticEstimate, CpuSecondsEstimate
 from paretoprune.targets.fingerprint import fingerprint_id
 from paretoprune.targets.latency import (
     Clock,
@@ -20,11 +20,14 @@ from paretoprune.targets.latency import (
 from paretoprune.targets.macs import Workload, macs_of_file, workload_of_file
 from paretoprune.targets.measure import measure_file
 from paretoprune.targets.memory import peak_memory
+from paretoprune.targets.meters import Reader, open_meter
 from paretoprune.targets.ort import OnnxRuntime
 from paretoprune.targets.serving import serving
 from paretoprune.targets.session import OrtRunner
 from paretoprune.targets.size import size_bytes
 from paretoprune.targets.table import TARGETS, find_target
+from paretoprune.targets.tokens import token_latency
+from paretoprune.targets.zeus import ZeusReader
 
 __all__ = [
     "TARGETS",
@@ -37,10 +40,11 @@ __all__ = [
     "LayerSpec",
     "OnnxRuntime",
     "OrtRunner",
+    "Reader",
     "Staircase",
     "Timing",
     "Workload",
-    "ZeusMeter",
+    "ZeusReader",
     "compare",
     "compare_fresh",
     "conv_cost",
@@ -51,10 +55,11 @@ __all__ = [
     "measure_latency",
     "measure_latency_fresh",
     "measure_layer",
-    "meter_for",
+    "open_meter",
     "peak_memory",
     "serving",
     "size_bytes",
     "staircase",
+    "token_latency",
     "workload_of_file",
 ]

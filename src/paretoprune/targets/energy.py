@@ -1,10 +1,8 @@
-"""Energy: real counters where there are any, else estimates that say so. None means "not known"; it is not zero."""
+"""The two estimates of energy where there is no counter. Both say so. None means "not known"; it is not zero."""
 
 from __future__ import annotations
 
-import importlib
 import math
-import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,8 +11,7 @@ import numpy as np
 
 from paretoprune.core.errors import UsageError
 from paretoprune.core.measurement import Measurement
-from paretoprune.core.protocols import Meter
-from paretoprune.targets.interval import Series, low_quantile, median
+from paretoprune.targets.interval import Series, low_quantile
 from paretoprune.targets.macs import Workload
 
 WATTS_PER_CORE = 3.5
@@ -32,76 +29,6 @@ PJ_PER_WEIGHT_BYTE = 1300 / 8
 
 PJ_PER_ACTIVATION_BYTE = 100 / 8
 """Activations pass through a 1 MB cache."""
-
-WINDOWS = 5
-
-
-def meter_for(device: str = "cpu", watts_per_core: float = WATTS_PER_CORE) -> Meter:
-    """Counters of `device` ("cpu", "cuda", "cuda:1") through zeus where installed and readable, else the estimate.
-
-    Raises UsageError for a GPU without counters: CPU seconds say nothing about it.
-    """
-    meter = ZeusMeter.open(device)
-    if meter is not None:
-        return meter
-    if device != "cpu":
-        raise UsageError(f"no energy counter for {device!r}: install paretoprune[zeus] and check that NVML is readable")
-    return CpuSecondsEstimate(watts_per_core)
-
-
-class ZeusMeter:
-    """Reads NVML (GPU) or RAPL (CPU packages) through `zeus`. Counts the whole package, idle power included."""
-
-    def __init__(self, monitor: Any, device: str) -> None:
-        self.name = f"zeus:{device}"
-        self._monitor = monitor
-        self._gpu = device != "cpu"
-
-    @classmethod
-    def open(cls, device: str = "cpu") -> ZeusMeter | None:
-        """None where zeus is not installed or finds no counter for `device`."""
-        index = _gpu_index(device)
-        try:
-            monitor_class = importlib.import_module("zeus.monitor").ZeusMonitor
-        except ImportError:
-            return None
-        try:
-            monitor = monitor_class(gpu_indices=[]) if index is None else monitor_class([index], cpu_indices=[])
-        except (RuntimeError, ValueError, IndexError, OSError):
-            return None
-        found = monitor.cpu_indices if index is None else monitor.gpu_indices
-        return cls(monitor, device) if found else None
-
-    def measure(self, work: Callable[[], Any], runs: int) -> Measurement | None:
-        """Energy per run in mJ: median of five windows of `runs` runs. None if the counter did not move."""
-        joules = [self._window(work, runs) for _ in range(WINDOWS)]
-        read = [value for value in joules if value]
-        if len(read) < WINDOWS:
-            return None
-        series = Series(np.array(read, dtype=np.float64) * 1e3 / runs, median, 1)
-        low, high = series.interval()
-        note = f"{self.name} counters of the whole package, idle power and other processes included"
-        return Measurement(series.value(), low, high, WINDOWS * runs, "mJ", "measured", note=note)
-
-    def _window(self, work: Callable[[], Any], runs: int) -> float | None:
-        self._monitor.begin_window("paretoprune", sync_execution=self._gpu)
-        try:
-            for _ in range(runs):
-                work()
-        finally:
-            window = self._monitor.end_window("paretoprune", sync_execution=self._gpu)
-        parts = window.gpu_energy if self._gpu else window.cpu_energy
-        return float(sum(parts.values())) if parts else None
-
-
-def _gpu_index(device: str) -> int | None:
-    """0 for "cuda", 1 for "cuda:1", None for "cpu"."""
-    if device == "cpu":
-        return None
-    found = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if found is None:
-        raise UsageError(f"device {device!r} is not known; use 'cpu', 'cuda' or 'cuda:1'")
-    return int(found[1] or 0)
 
 
 class CpuSecondsEstimate:

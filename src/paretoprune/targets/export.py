@@ -85,7 +85,7 @@ def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
     if not outputs:
         raise TargetError("the network returns no tensor, so there is nothing to export")
     inputs, batch = flat.signature.names, _batch(flat.signature, tensors)
-    names = _output_names(len(outputs), inputs)
+    names = output_names(len(outputs), inputs)
     axes = {name: {0: "batch"} for name, batched in zip(inputs, flat.signature.batched, strict=True) if batched}
     axes |= {name: {0: "batch"} for name, o in zip(names, outputs, strict=True) if o.dim() and o.shape[0] == batch}
     try:
@@ -166,7 +166,7 @@ def _batch(signature: Signature, tensors: list[torch.Tensor]) -> int:
     return next(t.shape[0] for t, b in zip(tensors, signature.batched, strict=True) if b)
 
 
-def _output_names(count: int, taken: Iterable[str]) -> list[str]:
+def output_names(count: int, taken: Iterable[str] = ()) -> list[str]:
     names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
     return [f"{name}_" if name in set(taken) else name for name in names]
 

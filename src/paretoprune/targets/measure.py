@@ -9,10 +9,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from paretoprune.core.derived import with_derived
+from paretoprune.core.errors import MeterError
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Target
-from paretoprune.targets.energy import WATTS_PER_CORE, AnalyticEstimate, CpuSecondsEstimate, ZeusMeter
+from paretoprune.targets.energy import WATTS_PER_CORE, AnalyticEstimate, CpuSecondsEstimate
 from paretoprune.targets.fingerprint import fingerprint_id
+from paretoprune.targets.fresh import opener_of
 from paretoprune.targets.latency import (
     Latency,
     Make,
@@ -22,11 +25,11 @@ from paretoprune.targets.latency import (
     measure_latency_fresh,
 )
 from paretoprune.targets.macs import workload_of_file
-from paretoprune.targets.memory import RUNTIMES, peak_memory
+from paretoprune.targets.memory import peak_memory
+from paretoprune.targets.metering import read_energy
+from paretoprune.targets.meters import Reader
 from paretoprune.targets.size import size_bytes
-
-COUNTER_WINDOW_S = 0.2
-"""Long against the millisecond steps of energy counters."""
+from paretoprune.targets.zeus import ZeusReader
 
 Inputs = Mapping[str, NDArray[Any]]
 
@@ -40,12 +43,16 @@ def measure_file(
     timing: Timing | None = None,
     memory: bool = False,
     watts_per_core: float = WATTS_PER_CORE,
+    meter: Reader | None = None,
 ) -> dict[str, Measurement]:
     """Measurements by name; a figure that could not be had is left out.
 
     "latency_ms", "cpu_ms", "wall_ms", "size_bytes", "energy_mj", "energy_analytic_mj", "macs"; with a baseline also
-    "speedup" and "baseline_latency_ms" from the same interleaved run; with `memory` also "memory_bytes".
-    `inputs` are one sample (batch 1) unless another size is meant.
+    "speedup" and "baseline_latency_ms" from the same interleaved run; with `memory` also "memory_bytes"; with a counter
+    also "energy_gross_mj" and "idle_w"; and what follows from them (`core.derived`).
+    `inputs` are one sample (batch 1) unless another size is meant. `meter` is read for the energy; without one the
+    machine's own counters are where there are any. One that fails costs no other figure: the estimate stands in, and
+    its note says why.
     """
     path = Path(path)
     mark = fingerprint_id(target.fingerprint())
@@ -59,11 +66,12 @@ def measure_file(
         latency = pair.b
         found |= {"speedup": pair.ratio, "baseline_latency_ms": pair.a.latency_ms}
     found |= {"latency_ms": latency.latency_ms, "cpu_ms": latency.cpu_ms, "wall_ms": latency.wall_ms}
-    found |= {"size_bytes": size_bytes(path), "energy_mj": _energy(make, latency, watts_per_core)}
+    found["size_bytes"] = size_bytes(path)
+    found |= _energy(target, make, latency, watts_per_core, meter)
     found |= _analytic(path, inputs)
-    if memory and path.suffix == ".onnx" and target.name in RUNTIMES:
-        found["memory_bytes"] = peak_memory(path, inputs, runtime=target.name, threads=target.threads)
-    return {name: replace(value, target=mark) for name, value in found.items() if value is not None}
+    if memory and (opener := opener_of(target)) is not None:
+        found["memory_bytes"] = peak_memory(path, inputs, opener=opener)
+    return with_derived({name: replace(value, target=mark) for name, value in found.items() if value is not None})
 
 
 def _maker(target: Target, path: Path, inputs: Inputs) -> Make:
@@ -74,15 +82,26 @@ def _maker(target: Target, path: Path, inputs: Inputs) -> Make:
     return make
 
 
-def _energy(make: Make, latency: Latency, watts_per_core: float) -> Measurement | None:
-    """From counters where they can be read, else estimated from the CPU time that was just measured."""
-    meter = ZeusMeter.open("cpu")
-    if meter is not None:
-        runs = max(1, round(COUNTER_WINDOW_S * 1e3 / latency.wall_ms.value))
-        read = meter.measure(make(), runs)
-        if read is not None:
-            return read
-    return CpuSecondsEstimate(watts_per_core).of(latency.cpu_ms)
+def _energy(
+    target: Target, make: Make, latency: Latency, watts_per_core: float, meter: Reader | None
+) -> dict[str, Measurement | None]:
+    """From a meter where there is one, else estimated from the CPU time that was just measured."""
+    device = str(getattr(target, "device", "cpu"))
+    reader, lost = meter or ZeusReader.open(device), ""
+    found: dict[str, Measurement | None] = {}
+    if reader is not None:
+        try:
+            read = read_energy(reader, make(), target.threads)
+        except MeterError as error:
+            lost = str(error)
+        else:
+            found, lost = {"energy_gross_mj": read.gross_mj, "idle_w": read.idle_w}, read.lost
+            if read.net_mj is not None:
+                return {"energy_mj": read.net_mj, **found}
+    if device != "cpu":
+        return found  # CPU seconds say nothing of a GPU
+    estimate = CpuSecondsEstimate(watts_per_core).of(latency.cpu_ms)
+    return {"energy_mj": replace(estimate, note=f"{estimate.note}; {lost}" if lost else estimate.note), **found}
 
 
 def _analytic(path: Path, inputs: Inputs) -> dict[str, Measurement | None]:

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from paretoprune.core.errors import TargetError
 from paretoprune.core.measurement import Measurement
-from paretoprune.targets.onnx_file import read_model
+from paretoprune.targets.fresh import ONNX_RUNTIME, TIMEOUT_S, Fresh, Opener, in_fresh_process
 
-CHILD = Path(__file__).with_name("memory_child.py")
-
-
-RUNTIMES = ("onnxruntime", "openvino")
-"""Those that the child process can load a file with."""
+NOTE = "resident growth of a fresh process over its imports"
 
 
 def peak_memory(
     path: Path,
     inputs: Mapping[str, NDArray[Any]],
     *,
-    runtime: str = RUNTIMES[0],
-    threads: int = 1,
-    timeout_s: float = 120.0,
+    opener: Opener = ONNX_RUNTIME,
+    timeout_s: float = TIMEOUT_S,
     target: str = "",
 ) -> Measurement | None:
     """Growth in bytes over the state after the imports; largest of three processes, the smallest as `low`.
@@ -40,10 +30,16 @@ def peak_memory(
     """
     if not os.access("/proc/self/clear_refs", os.W_OK):
         return None
-    grown = [growth for growth, _ in _children(path, inputs, runtime, threads, timeout_s, 3)]
-    note = "resident growth of a fresh process over its imports"
+    return memory_of(_children(path, inputs, opener, timeout_s, 3), target)
+
+
+def memory_of(runs: Sequence[Fresh], target: str = "") -> Measurement | None:
+    """The largest growth, with the smallest as `low`; of one file it differs by about 1 % between processes."""
+    grown = [run.grown for run in runs]
+    if min(grown) < 0:
+        return None
     return Measurement(
-        float(max(grown)), float(min(grown)), float(max(grown)), len(grown), "B", "measured", target, note
+        float(max(grown)), float(min(grown)), float(max(grown)), len(grown), "B", "measured", target, NOTE
     )
 
 
@@ -51,42 +47,20 @@ def cold_start(
     path: Path,
     inputs: Mapping[str, NDArray[Any]],
     *,
-    runtime: str = RUNTIMES[0],
-    threads: int = 1,
-    timeout_s: float = 120.0,
+    opener: Opener = ONNX_RUNTIME,
+    timeout_s: float = TIMEOUT_S,
     target: str = "",
 ) -> Measurement:
     """Milliseconds of wall time to load the file and answer once; median of five processes, with the extremes.
 
     The file is in the system's cache by then. Raises as `peak_memory` does.
     """
-    taken = sorted(ns / 1e6 for _, ns in _children(path, inputs, runtime, threads, timeout_s, 5))
+    taken = sorted(run.first_ns / 1e6 for run in _children(path, inputs, opener, timeout_s, 5))
     note = "load and first answer in a fresh process, imports not counted"
     return Measurement(taken[len(taken) // 2], taken[0], taken[-1], len(taken), "ms", "measured", target, note)
 
 
 def _children(
-    path: Path, inputs: Mapping[str, NDArray[Any]], runtime: str, threads: int, timeout_s: float, count: int
-) -> list[tuple[int, int]]:
-    """(growth in bytes, nanoseconds to the first answer) of each process."""
-    read_model(path)
-    with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-        archive = Path(folder) / "inputs.npz"
-        with archive.open("wb") as file:
-            np.savez(file, *inputs.values())
-        return [_child(path, archive, list(inputs), runtime, threads, timeout_s) for _ in range(count)]
-
-
-def _child(
-    path: Path, archive: Path, names: list[str], runtime: str, threads: int, timeout_s: float
-) -> tuple[int, int]:
-    command = [sys.executable, "-P", str(CHILD), runtime, str(path), str(archive), str(threads), "3", *names]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise TargetError(f"{path} took over {timeout_s:g} s in a fresh process, which was ended") from error
-    if done.returncode != 0:
-        last = " ".join(done.stderr.split())[-400:] or f"exit status {done.returncode}"
-        raise TargetError(f"{path} failed in a fresh process: {last}")
-    growth, first = done.stdout.split()[-2:]
-    return int(growth), int(first)
+    path: Path, inputs: Mapping[str, NDArray[Any]], opener: Opener, timeout_s: float, count: int
+) -> list[Fresh]:
+    return [in_fresh_process(path, inputs, opener=opener, timeout_s=timeout_s) for _ in range(count)]

@@ -16,9 +16,10 @@ from paretoprune.core.errors import UsageError
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Runner, Target
 from paretoprune.targets.fingerprint import fingerprint_id
+from paretoprune.targets.fresh import opener_of
 from paretoprune.targets.interval import Floats, Series
 from paretoprune.targets.load import LoadWatch
-from paretoprune.targets.memory import RUNTIMES, cold_start
+from paretoprune.targets.memory import cold_start
 
 TAILS = (50, 95, 99)
 BEYOND = 5
@@ -55,11 +56,10 @@ def serving(
         watch = LoadWatch()
         taken = _timed(runner, feed, calls, max_s)
         note = watch.note(target.threads)
-        shares = {f"p{q}_ms_b{size}": q for q in TAILS if len(taken) * (100 - q) >= 100 * BEYOND}
-        found |= {k: _figure(Series(taken, partial(_percentile, q=q), BLOCK), "ms", note) for k, q in shares.items()}
-        found[f"throughput_b{size}"] = _figure(Series(taken, partial(_per_second, size=size), BLOCK), "1/s", note)
-    if target.name in RUNTIMES:
-        found["cold_start_ms"] = cold_start(path, sample, runtime=target.name, threads=target.threads)
+        found |= {f"p{q}_ms_b{size}": m for q in TAILS if (m := percentile(taken, q, note)) is not None}
+        found[f"throughput_b{size}"] = figure(Series(taken, partial(_per_second, size=size), BLOCK), "1/s", note)
+    if (opener := opener_of(target)) is not None:
+        found["cold_start_ms"] = cold_start(path, sample, opener=opener)
     mark = fingerprint_id(target.fingerprint())
     return {name: replace(value, target=mark) for name, value in found.items()}
 
@@ -80,6 +80,13 @@ def _timed(runner: Runner, feed: Mapping[str, NDArray[Any]], calls: int, max_s: 
     return np.asarray(taken, dtype=np.float64)
 
 
+def percentile(taken: Floats, q: int, note: str) -> Measurement | None:
+    """Of calls in ms; None where too few lie beyond it."""
+    if len(taken) * (100 - q) < 100 * BEYOND:
+        return None
+    return figure(Series(taken, partial(_percentile, q=q), BLOCK), "ms", note)
+
+
 def _percentile(values: Floats, q: int) -> Floats:
     return np.asarray(np.percentile(values, q, axis=-1), dtype=np.float64)
 
@@ -88,7 +95,7 @@ def _per_second(values: Floats, size: int) -> Floats:
     return np.asarray(1e3 * size / values.mean(axis=-1), dtype=np.float64)
 
 
-def _figure(series: Series, unit: str, note: str) -> Measurement:
+def figure(series: Series, unit: str, note: str) -> Measurement:
     low, high = series.interval()
     value = series.value()
     return Measurement(value, min(low, value), max(high, value), len(series.values), unit, "measured", "", note)

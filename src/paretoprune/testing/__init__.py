@@ -14,10 +14,12 @@ from typing import Any
 
 _SUITES = {
     "CriterionCase": "paretoprune.testing.criterion",
+    "MeterCase": "paretoprune.testing.meter",
+    "RecordedMeter": "paretoprune.testing.meter",
     "SearcherCase": "paretoprune.testing.searcher",
 }
 
-__all__ = ["CriterionCase", "SearcherCase"]
+__all__ = ["CriterionCase", "MeterCase", "RecordedMeter", "SearcherCase"]
 
 
 def __getattr__(name: str) -> Any:
