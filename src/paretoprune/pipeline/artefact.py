@@ -14,8 +14,11 @@ from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
+from paretoprune.core.precision import MIXED, carrier
 from paretoprune.pipeline import why
+from paretoprune.pipeline.exporting import write
 from paretoprune.pipeline.judged import judge
+from paretoprune.pipeline.mixed import mixed_bits
 from paretoprune.pipeline.study import Study
 from paretoprune.pipeline.verifying import Verified, verify_file
 from paretoprune.targets import Clock, Timing, measure_file
@@ -39,7 +42,9 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
     file = study.folder.artefact(f"members/{name}.onnx")
     file.parent.mkdir(parents=True, exist_ok=True)
     with study.timed("export"):
-        study.target.export(load(), study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
+        plan = with_bits(study, load(), plan, precision)
+        inputs = study.calibration_inputs(INT8_SAMPLES)
+        write(study.target, load(), study.one, file, carrier(precision), inputs, plan.bits)
         study.folder.seal(f"members/{name}.onnx")
     verified = verify(study, file, load(), precision)
     figures = measure(study, name, file)
@@ -66,6 +71,15 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
             "classes": judged.classes,
         },
     )
+
+
+def with_bits(study: Study, module: nn.Module, plan: Plan, precision: str) -> Plan:
+    """The plan with the layers that mixed precision leaves in fp32; bits are of the file, not of the network."""
+    if precision != MIXED:
+        return plan
+    with study.timed("sensitivity"):
+        bits = mixed_bits(study.target, module, study.one, list(study.calibration_inputs(INT8_SAMPLES)))
+    return replace(plan, bits={**plan.bits, **bits})
 
 
 def verify(study: Study, file: Path, module: nn.Module, precision: str) -> Verified:

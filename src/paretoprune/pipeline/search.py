@@ -19,10 +19,12 @@ from paretoprune.core.front import Front
 from paretoprune.core.limits import Limits
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
+from paretoprune.core.precision import carrier
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Meter, Target, Task
 from paretoprune.pipeline import candidates, choose, confirm, explore, results, space, together
 from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
+from paretoprune.pipeline.exporting import write
 from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
@@ -231,6 +233,7 @@ def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         for precision in study.settings.precisions:
             file = Path(folder) / f"{precision}.onnx"
-            study.target.export(module, study.one, file, precision, study.calibration_inputs(INT8_SAMPLES))
+            calibration = study.calibration_inputs(INT8_SAMPLES)
+            write(study.target, module, study.one, file, carrier(precision), calibration)
             taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file, memory=True).items()}
     return taken
