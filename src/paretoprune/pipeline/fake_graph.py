@@ -12,16 +12,17 @@ from typing import Any
 import onnx
 import torch
 from onnx import ModelProto
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from paretoprune import graph as graphs
 from paretoprune.core.copies import duplicate
 from paretoprune.core.data import split_batch
 from paretoprune.core.errors import PlanError, TargetError, UsageError
-from paretoprune.core.graph import Example
+from paretoprune.core.graph import Example, Program
 from paretoprune.core.grid import Layout
 from paretoprune.core.protocols import Target
 from paretoprune.graph import TracedGraph
+from paretoprune.graph.program import GraphProgram
 from paretoprune.quantize import BinaryWeight, FakeActivation, FakeBias, FakeWeight, matched, with_fakes
 from paretoprune.targets.feeds import feed_of
 from paretoprune.targets.qdq import biases_of, layout_of, tensors_in
@@ -64,40 +65,87 @@ def fake_graph(
 
     Raises UsageError for a target whose files are not read here, and whatever its export raises.
     """
-    if not hasattr(target, "quantized"):
+    module = graphs.fold_norms(traced.program.module)
+    binary, rest = _binary(graphs.tensors_of(module), bits or {})
+    with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
+        shown = _as_signs(module, binary) if binary else module
+        fp32, int8 = _files(shown, target, traced.example, calibration, rest, Path(folder))
+        layout, file, few = layout_of(int8), onnx.load(str(int8)), _first(calibration[0])
+        values = tensors_in(fp32, layout.activations, feed_of(few))
+        corrected = biases_of(int8)
+    _take_biases(module, corrected)
+    fakes = _fakes(layout, matched(shown, few, values), graphs.tensors_of(module), binary, target.name)
+    return FakeGraph(fakes.within(module), file, layout, fakes.missed)
+
+
+@dataclass(frozen=True)
+class Fakes:
+    """Quantizers by node, by weight, and by bias with the name of its weight."""
+
+    activations: Mapping[str, FakeActivation]
+    weights: Mapping[str, FakeWeight]
+    biases: Mapping[str, tuple[FakeBias, str]]
+    missed: tuple[str, ...]
+
+    def within(self, module: fx.GraphModule) -> fx.GraphModule:
+        """A copy of `module`, or of what was cut out of it, that rounds where it still has such nodes and weights."""
+        return with_fakes(module, self.activations, self.weights, self.biases)
+
+    def rounding(self, program: Program) -> GraphProgram:
+        """A program that rounds: its parameters are on the grid already. Batch norms need not be folded: they scale
+        whole channels, as the grids of weights do."""
+        module = with_fakes(program.module, self.activations, {})  # type: ignore[arg-type]
+        with torch.no_grad():
+            for name, tensor in graphs.tensors_of(module).items():
+                if name in self.weights:
+                    tensor.copy_(self.weights[name](tensor))
+        return GraphProgram(module, tuple(program.contractions), tuple(program.batch_norms))
+
+
+def fakes_for(traced: TracedGraph, target: Target, calibration: Sequence[Example]) -> Fakes:
+    """Quantizers for the graph as it is, where the target's int8 file of it quantizes. Raises as `fake_graph` does."""
+    module = traced.program.module
+    with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
+        fp32, int8 = _files(module, target, traced.example, calibration, {}, Path(folder))
+        layout, few = layout_of(int8), _first(calibration[0])
+        values = tensors_in(fp32, layout.activations, feed_of(few))
+    return _fakes(layout, matched(module, few, values), graphs.tensors_of(module), frozenset(), target.name)
+
+
+def _files(
+    module: nn.Module,
+    target: Target,
+    example: Example,
+    calibration: Sequence[Example],
+    bits: Mapping[str, str],
+    folder: Path,
+) -> tuple[Path, Path]:
+    fp32, int8 = folder / "fp32.onnx", folder / "int8.onnx"
+    quantized = getattr(target, "quantized", None)
+    if quantized is None:
         raise UsageError(
             f"target {target.name}: where its files quantize is not known here; use 'onnxruntime' or 'openvino'"
         )
-    module = graphs.fold_norms(traced.program.module)
-    binary, rest = _binary(graphs.tensors_of(module), bits or {})
-    example = calibration[0]
-    with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-        fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        shown = _as_signs(module, binary) if binary else module
-        target.export(shown, traced.example, fp32)
-        target.quantized(fp32, int8, (feed_of(e) for e in calibration), "int8", rest)
-        layout, file = layout_of(int8), onnx.load(str(int8))
-        few = _first(example)
-        values = tensors_in(fp32, layout.activations, feed_of(few))
-        corrected = biases_of(int8)
-    nodes = matched(shown, few, values)
-    _take_biases(module, corrected)
+    target.export(module, example, fp32)
+    quantized(fp32, int8, (feed_of(e) for e in calibration), "int8", bits)
+    return fp32, int8
+
+
+def _fakes(
+    layout: Layout, nodes: Mapping[str, str], held: Mapping[str, Tensor], binary: frozenset[str], target: str
+) -> Fakes:
+    """`nodes`: by tensor of the file."""
     if not nodes:
-        raise TargetError(f"nothing that the int8 file of {target.name} quantizes was found in the network's graph")
-    by_name: dict[str, FakeActivation] = {}
-    for tensor, node in nodes.items():
-        grid = layout.activations[tensor]
-        by_name[node] = next((f for f in by_name.values() if f.name == grid.name), None) or FakeActivation(grid)
-    held = graphs.tensors_of(module)
+        raise TargetError(f"nothing that the int8 file of {target} quantizes was found in the network's graph")
+    of = {layout.activations[tensor].name: FakeActivation(layout.activations[tensor]) for tensor in nodes}
     weights = {
         name: (BinaryWeight if name in binary else FakeWeight)(grid)
         for name, grid in layout.weights.items()
         if name in held
     }
-    missed = [t for t in layout.activations if t not in nodes] + [w for w in layout.weights if w not in held]
-    of = {fake.name: fake for fake in by_name.values()}
     biases = {n: (FakeBias(of[x], weights[w]), w) for n, (x, w) in layout.biases.items() if x in of and w in weights}
-    return FakeGraph(with_fakes(module, by_name, weights, biases), file, layout, tuple(missed))
+    missed = [t for t in layout.activations if t not in nodes] + [w for w in layout.weights if w not in held]
+    return Fakes({node: of[layout.activations[t].name] for t, node in nodes.items()}, weights, biases, tuple(missed))
 
 
 def _binary(tensors: Mapping[str, Tensor], bits: Mapping[str, str]) -> tuple[frozenset[str], dict[str, str]]:
