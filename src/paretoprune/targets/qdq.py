@@ -89,6 +89,22 @@ def _weight(node: NodeProto, constants: Mapping[str, Array], transposed: bool) -
     return Grid(node.input[1], scale, 0, -high, high, along)
 
 
+def stored_weights(path: Path) -> dict[str, Array]:
+    """What the layers compute with, by parameter and in its shape."""
+    graph = onnx.load(str(path)).graph
+    constants, found = _constants(graph), dict[str, Array]()
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and constants.get(node.input[0], np.zeros(0)).dtype == np.int8:
+            stored, whole, scale = _stored_name(node.input[0]), constants[node.input[0]], constants[node.input[1]]
+            axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
+            shape = [1] * whole.ndim
+            if scale.ndim:
+                shape[axis] = -1
+            value = whole.astype(np.float32) * scale.reshape(shape)
+            found[parameter_of(stored)] = value.T if stored.endswith(TRANSPOSED) else value
+    return found
+
+
 def biases_of(path: Path) -> dict[str, NDArray[np.float32]]:
     """Constants of fp32 in a file, by name: NNCF has corrected the biases among them."""
     return {n: v for n, v in _constants(onnx.load(str(path)).graph).items() if v.dtype == np.float32 and v.ndim == 1}
