@@ -37,6 +37,7 @@ NAMES = [
     "measure",
     "prune",
     "prune_gradually",
+    "quantize_aware",
     "read_front",
     "save",
     "search",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.prune import apply as apply
     from paretoprune.pipeline.prune import prune as prune
     from paretoprune.pipeline.pruned import Pruned as Pruned
+    from paretoprune.pipeline.quantize_aware import quantize_aware as quantize_aware
     from paretoprune.pipeline.recovering import distill as distill
     from paretoprune.pipeline.recovering import finetune as finetune
     from paretoprune.pipeline.results import read_front as read_front
@@ -64,6 +65,7 @@ _HOMES = {
     "measure": "pipeline.runtime",
     "prune": "pipeline.prune",
     "prune_gradually": "pipeline.gradual",
+    "quantize_aware": "pipeline.quantize_aware",
     "read_front": "pipeline.results",
     "save": "pipeline.files",
     "search": "pipeline.search",
@@ -97,6 +99,7 @@ __all__ = [
     "measure",
     "prune",
     "prune_gradually",
+    "quantize_aware",
     "read_front",
     "save",
     "search",

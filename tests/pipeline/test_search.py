@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -282,6 +283,20 @@ def test_a_precision_that_the_network_cannot_have_leaves_the_others(
     assert {c.precision for c in front.candidates} == {"fp32"}
     assert len(front.candidates) == 3
     assert set(journal(tmp_path / "run").all("failure")) == {"original-int8", "cheapest", "c01-int8", "c02-int8"}
+
+
+def test_mixed_and_stored_precisions_compete_and_say_what_they_are(searching: Searching) -> None:
+    front = searching(precisions=("fp32", "mixed", "fp16"), candidates=1)
+    made = {c.precision: c for c in front.candidates if not c.original and c.name.startswith("original")}
+    assert made.keys() == {"mixed", "fp16"}
+    bits = made["mixed"].plan.bits
+    assert set(bits.values()) == {"fp32"}
+    assert bits.keys() < {"conv1.weight", "conv2.weight", "head.weight"}
+    stored = {t.name for t in onnx.load(made["mixed"].path).graph.initializer}
+    assert bits.keys() <= stored
+    assert any(name.endswith("_quantized") for name in stored)
+    assert made["fp16"].size_bytes < front.original.size_bytes
+    assert not made["fp16"].plan.bits
 
 
 def test_no_fp32_original_ends_the_search(searching: Searching, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from paretoprune.core.errors import DataError, ExportMismatchError, TargetError
 from paretoprune.core.graph import Example
-from paretoprune.targets.int8 import CALIBRATION_SAMPLES
+from paretoprune.targets.quantized import CALIBRATION_SAMPLES
 from paretoprune.targets.session import session_options
 
 

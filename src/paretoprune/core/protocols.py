@@ -118,6 +118,8 @@ class Target(Protocol):
     """A runtime on this machine with fixed settings (threads, batch 1).
 
     What it may say besides, for instance how its files' names end where they are not ONNX: `targets.traits`.
+    `precisions`: names of core.precision.PRECISIONS that it can write, "fp32" first. One that writes single layers in
+    another precision takes `bits` in `export`, a mapping of weight name or pattern to precision.
     """
 
     name: str
@@ -211,5 +213,4 @@ class Searcher(Protocol):
         ...
 
 
-Precision = Literal["fp32", "int8"]
 FloatArray = NDArray[np.float64]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paretoprune.graph.activations import activated, put_activations
 from paretoprune.graph.flat import flat
+from paretoprune.graph.fold_norms import fold_norms
 from paretoprune.graph.gates import gate_derivatives
 from paretoprune.graph.influence import influences
 from paretoprune.graph.low_rank import Split
@@ -41,6 +42,7 @@ __all__ = [
     "dump",
     "figures",
     "flat",
+    "fold_norms",
     "gate_derivatives",
     "hidden_nodes",
     "influences",

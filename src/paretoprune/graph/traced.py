@@ -109,6 +109,16 @@ class TracedGraph:
 
         return total - saved_macs(self.low_rank, thin, spatial, by_atom, of)
 
+    def macs_by_weight(self) -> dict[str, int]:
+        """Multiply-accumulates of one sample by the parameter that is multiplied with; a layer's first matrix."""
+        found: dict[str, int] = {}
+        for node, term in self._mac_terms:
+            read = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+            weight = next((n for n in read if len(self.inferred.params.get(n, ())) > 1), None)
+            if weight is not None:
+                found[weight] = found.get(weight, 0) + macs_of([(node, term)], self.inferred.samples, {})
+        return found
+
     @cached_property
     def _mac_terms(self) -> MacTerms:
         return mac_terms(self.inferred)

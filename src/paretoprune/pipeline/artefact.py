@@ -14,9 +14,12 @@ from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
+from paretoprune.core.precision import MIXED, carrier
 from paretoprune.core.protocols import Target
 from paretoprune.pipeline import why
+from paretoprune.pipeline.exporting import write
 from paretoprune.pipeline.judged import judge
+from paretoprune.pipeline.mixed import mixed_bits
 from paretoprune.pipeline.study import Study
 from paretoprune.pipeline.verifying import Verified, verify_file
 from paretoprune.targets import Clock, Timing, measure_file
@@ -44,7 +47,8 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
     file = study.folder.artefact(member)
     file.parent.mkdir(parents=True, exist_ok=True)
     with study.timed("export"):
-        export(study, name, load(), file, precision)
+        plan = with_bits(study, load(), plan, precision)
+        export(study, name, load(), file, precision, plan.bits)
         study.folder.seal(member)
     verified = verify(study, file, load(), precision)
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
@@ -73,12 +77,30 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
     )
 
 
-def export(study: Study, name: str, module: nn.Module, file: Path, precision: str, samples: int = INT8_SAMPLES) -> None:
+def export(
+    study: Study,
+    name: str,
+    module: nn.Module,
+    file: Path,
+    precision: str,
+    bits: Mapping[str, str] | None = None,
+    samples: int = INT8_SAMPLES,
+) -> None:
     """Write and check a file, and record whether all of it was exported or an earlier one was cut, and why."""
-    study.exporter.export(module, study.one, file, precision, study.calibration_inputs(samples))
+    inputs = study.calibration_inputs(samples)
+    write(study.exporter, module, study.one, file, carrier(precision), inputs, bits)
     if study.exporter is not study.target:
         why = study.templates.why
         study.folder.record("export", name, {"how": "full" if why else "cut", "why": why}, replace=True)
+
+
+def with_bits(study: Study, module: nn.Module, plan: Plan, precision: str) -> Plan:
+    """The plan with the layers that mixed precision leaves in fp32; bits are of the file, not of the network."""
+    if precision != MIXED:
+        return plan
+    with study.timed("sensitivity"):
+        bits = mixed_bits(study.target, module, study.one, list(study.calibration_inputs(INT8_SAMPLES)))
+    return replace(plan, bits={**plan.bits, **bits})
 
 
 def verify(study: Study, file: Path, module: nn.Module, precision: str) -> Verified:

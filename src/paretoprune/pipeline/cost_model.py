@@ -111,7 +111,7 @@ def _points(
                 name = f"{STAGE} {number}-{precision}"
                 file = Path(place) / f"{number}-{precision}{original.suffix}"
                 try:
-                    artefact.export(study, name, module, file, precision, INT8_SAMPLES)
+                    artefact.export(study, name, module, file, precision)
                     taken = _measured(study, file, original)
                 except StoreError:
                     raise

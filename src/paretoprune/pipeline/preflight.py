@@ -13,6 +13,7 @@ from paretoprune.core.plugin import look_up
 from paretoprune.core.protocols import Target
 from paretoprune.core.quality import shifts
 from paretoprune.criteria import criterion_of
+from paretoprune.pipeline.exporting import check_precision
 from paretoprune.pipeline.settings import LEAST_SQUARES, Settings
 from paretoprune.search.table import SEARCHERS
 from paretoprune.tasks import check_shift
@@ -26,10 +27,7 @@ def check_parts(settings: Settings, target: Target, device: str, data: Any) -> N
     if settings.criterion != LEAST_SQUARES:
         criterion_of(settings.criterion)
     for precision in settings.precisions:
-        if precision not in target.precisions:
-            raise UsageError(
-                f"precision {precision!r} is not offered by {target.name}; it has {', '.join(target.precisions)}"
-            )
+        check_precision(target, precision)
     _check_device(device)
 
 

@@ -12,9 +12,10 @@ from torch import nn
 from paretoprune import criteria, recover
 from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis, Scores
+from paretoprune.core.data import take
 from paretoprune.core.errors import UsageError
 from paretoprune.core.plan import Plan
-from paretoprune.core.protocols import Criterion, Task
+from paretoprune.core.protocols import Criterion, Target, Task
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import choose
 from paretoprune.pipeline.depth import BlockChoice, axis_ratio, check_choice, chosen_blocks, living
@@ -28,6 +29,7 @@ from paretoprune.tasks import fitted, task_of
 
 RECONSTRUCTION_SAMPLES = 1024
 RECALIBRATION_SAMPLES = 1024
+RANGE_SAMPLES = 256
 
 
 def prune(
@@ -50,6 +52,7 @@ def prune(
     calibration: Iterable[Any] | None = None,
     task: str | Task = "classification",
     dynamic: Mapping[str, Iterable[int]] | None = None,
+    quantized: str | Target | None = None,
 ) -> Pruned:
     """Remove the least important positions of every chosen axis; `model` itself is not changed.
 
@@ -93,7 +96,10 @@ def prune(
     behind them are fitted to what the original gave; train the result, for this costs accuracy. nn.SiLU and its like
     are exchanged in the user's class; what calls an activation as a function becomes the rewritten graph.
 
-    Raises ModelError, CaptureError, PlanError, UsageError, DataError, SurgeryError.
+    `quantized`: a target, e.g. "onnxruntime", that the result will be quantized for: positions are scored in the
+    network as that target's int8 file rounds weights and activations, with ranges from the `calibration` batches.
+
+    Raises ModelError, CaptureError, PlanError, UsageError, DataError, SurgeryError, and TargetError with `quantized`.
     """
     check_ranks(ranks, split, macs)
     swaps = _swaps(activations)
@@ -117,7 +123,7 @@ def prune(
     if ratio is not None and ranking in (None, "local"):
         widths = choose.widths_by_ratio(chosen, ratio, align, floor)
     chosen = living(traced, chosen, gone)
-    scores = score(traced, chosen, scorer, meaning, batches)
+    scores = score(rounded(traced, quantized, batches), chosen, scorer, meaning, batches)
     comparable = normalised(scores, normalise or ("none" if scorer.comparable else "mean"))
     if macs is not None and ranking is None:
         widths = choose.widths_by_macs(traced, chosen, comparable, macs, align, floor, gone)
@@ -152,6 +158,19 @@ def apply(
     traced = graphs.trace(model, example, dims)
     batches = None if calibration is None else fitted("calibration", calibration, traced.example, dynamic=dims)
     return carry_out(model, traced, plan, batches)
+
+
+def rounded(traced: TracedGraph, target: str | Target | None, batches: Iterable[Any] | None) -> TracedGraph:
+    """The network as a target's int8 file rounds it, to be scored; as it is without a target."""
+    if target is None:
+        return traced
+    if batches is None:
+        raise UsageError(f"quantized={target!r} needs calibration= batches to learn the ranges of activations from")
+    from paretoprune.pipeline.fake_graph import fakes_for
+    from paretoprune.targets import find_target
+
+    inputs = [inputs for inputs, _ in take(batches, RANGE_SAMPLES)]
+    return replace(traced, program=fakes_for(traced, find_target(target), inputs).rounding(traced.program))
 
 
 def score(

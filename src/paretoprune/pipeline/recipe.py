@@ -67,6 +67,7 @@ class SearchSection(Section):
     floor: int = _LEFT
     keep_ratio: float = _LEFT
     criterion: str = _LEFT
+    score_on: str = _LEFT
     objectives: list[str] = _LEFT
     activations: list[str] = _LEFT
     metrics: list[str] = _LEFT

@@ -14,7 +14,9 @@ from paretoprune.core.data import split_batch, until
 from paretoprune.core.errors import FileError, UsageError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
+from paretoprune.core.precision import MIXED
 from paretoprune.core.protocols import Meter, Target, Task
+from paretoprune.pipeline.exporting import write
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.pipeline.targets import find_target
 from paretoprune.pipeline.verifying import SAMPLES, like_example, verify_file
@@ -35,6 +37,7 @@ def export(
     target: str | Target = "onnxruntime",
     precision: str = "fp32",
     calibration: Iterable[Any] | None = None,
+    bits: Mapping[str, str] | None = None,
     *,
     check: Iterable[Any] | None = None,
     task: str | Task | None = None,
@@ -42,16 +45,22 @@ def export(
 ) -> Path:
     """Write `model` as a file of the target, reload it here and in a fresh process, and compare it with the model.
 
+    `precision`: one that the target offers (`core.precision.PRECISIONS` says what each means), or "mixed": int8 with
+    the most sensitive layers in fp32. `bits`: by weight name or pattern, the precision of single layers, e.g.
+    {"head.*": "fp32"} in an int8 file; without it, those of a Pruned's plan.
+
     `calibration` batches are needed for int8. The fresh process answers the batches of `check`, by default those of
     `calibration`, else random ones like the example: fp32 is judged by outputs, a reduced precision by the signal-to-
     noise ratio, or by the metric of `task` where the batches have labels. `cleanup`: passes that an ONNX file goes
     through: "constants" (what depends on no input is computed), "batch norms" (go into the layers before them),
     "unread" (what no output depends on goes); by default those of the plan, or all. Raises ModelError for NaN weights
-    and the like, and ExportMismatchError with the largest error; what was at `path` before stands then.
+    and the like, PlanError for `bits` that fit nothing, and ExportMismatchError with the largest error; what was at
+    `path` before stands then.
     """
     module = model.model if isinstance(model, Pruned) else model
     graphs.check_sound(module)
     inputs, runtime = Example.of(example), _cleaning(find_target(target), model, cleanup)
+    bits = model.plan.bits if bits is None and isinstance(model, Pruned) else bits
     known = None if calibration is None else list(until(calibration, SAMPLES))
     fitting = None if known is None else [split_batch(batch)[0] for batch in known]
     real = known if check is None else check
@@ -59,9 +68,9 @@ def export(
     if suffix_of(runtime) != ".onnx":
         checked_suffix(runtime.name, Path(path), suffix_of(runtime))
     with new_file(Path(path)) as file:
-        runtime.export(module, inputs, file, precision, fitting)
+        write(runtime, module, inputs, file, precision, fitting, bits)
         batches = like_example(inputs) if real is None else real
-        verify_file(runtime, file, module, batches, precision, task=meaning, name=Path(path).name)
+        verify_file(runtime, file, module, batches, MIXED if bits else precision, task=meaning, name=Path(path).name)
     return Path(path)
 
 

@@ -27,7 +27,8 @@ class Settings:
     `budget_s`: seconds of wall time that the search plans with. `candidates`: networks carried out and measured.
     `steps`: distillation steps per candidate, None for as many as the budget has room for, 0 for none. `nested`: all
     candidates are distilled together, as one nested network, with the forwards that they would take alone.
-    `criterion`: "least-squares" (order of elimination by reconstruction error) or a criterion's name. `floor`,
+    `criterion`: "least-squares" (order of elimination by reconstruction error) or a criterion's name. `score_on`:
+    "int8" has scores and error curves taken of the network as the target's int8 file rounds it. `floor`,
     `keep_ratio`: least positions, and least share of them, that every axis keeps. `align`: kept widths are multiples
     of it; "auto" reads the target's own step. `evaluations`: proposals that a searcher may try on the proxy, None for
     its default. `watts_per_core`: what the energy estimate takes a busy core to draw, None for the documented default.
@@ -48,6 +49,7 @@ class Settings:
     learning_rate: float = 0.02
     nested: bool = False
     criterion: str = LEAST_SQUARES
+    score_on: Literal["fp32", "int8"] = "fp32"
     axes: Literal["inner", "all"] = "inner"
     ignore: tuple[str, ...] = ()
     align: int | Literal["auto"] = "auto"
@@ -80,6 +82,8 @@ class Settings:
             _at_least("align", self.align, 1)
         if not isinstance(self.nested, bool):
             raise UsageError(f"nested={self.nested!r}: give true or false")
+        if self.score_on not in ("fp32", "int8"):
+            raise UsageError(f"score_on={self.score_on!r}: give 'fp32' or 'int8'")
         if self.axes not in ("inner", "all"):
             raise UsageError(f"axes={self.axes!r}: give 'inner' or 'all'")
         for name in ("budget_s", "learning_rate", "watts_per_core", "attack_eps"):

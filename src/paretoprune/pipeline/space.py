@@ -79,9 +79,10 @@ def _widths(axis: Axis, step: int, floor: int) -> tuple[int, ...]:
 def _orders(study: Study, axes: Sequence[Axis]) -> dict[str, list[int]]:
     if study.settings.criterion != LEAST_SQUARES:
         scorer = criteria.criterion_of(study.settings.criterion)
-        return choose.removal_order(score(study.traced, axes, scorer, study.task, study.calibration))
-    by_weight = {c.weight: c for c in study.traced.program.contractions if c.node in study.grams}
-    orders = {a.id: elimination(study.traced, a, by_weight, study.grams) for a in axes}
+        return choose.removal_order(score(study.scored, axes, scorer, study.task, study.calibration))
+    grams = study.grams_of(study.scored)
+    by_weight = {c.weight: c for c in study.traced.program.contractions if c.node in grams}
+    orders = {a.id: elimination(study.scored, a, by_weight, grams) for a in axes}
     found = {a: order.positions.tolist() for a, order in orders.items() if order is not None}
     rest = [a for a in axes if a.id not in found]
     scores = score(study.traced, rest, criteria.criterion_of("magnitude"), study.task, None) if rest else None
@@ -117,7 +118,7 @@ def _errors(
                 plan = choose.plan_of(study.traced, {axis.id: width}, order)
                 cut = graphs.cut(study.traced, plan)
                 recover.reconstruct_program(reference.tensors, cut.program, cut.kept, study.grams)
-                errors.append(reference.divergence(cut.program))
+                errors.append(reference.divergence(study.judged(cut.program)))
                 bar.advance(note=f"{axis.id} = {width}")
             # A narrower width never does less damage: what noise says against it is taken out.
             falling = np.maximum.accumulate([0.0, *reversed(errors)])[::-1]

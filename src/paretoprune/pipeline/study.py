@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +15,13 @@ from torch import nn
 
 from paretoprune import graph as graphs
 from paretoprune import recover
-from paretoprune.core.graph import Example
+from paretoprune.core.graph import Example, Program
 from paretoprune.core.limits import Limits
 from paretoprune.core.progress import Progress
 from paretoprune.core.protocols import Target, Task
 from paretoprune.core.quality import shifts
 from paretoprune.graph import TracedGraph
+from paretoprune.pipeline.fake_graph import Fakes, fakes_for
 from paretoprune.pipeline.outputs import Outputs
 from paretoprune.pipeline.settings import Settings
 from paretoprune.store.run import RunFolder
@@ -28,8 +29,14 @@ from paretoprune.targets import Reader, fingerprint_id
 from paretoprune.targets.template import Templates
 from paretoprune.tasks import CheckedData, Shifting, input_range
 
-_LATER = ("nested", "metrics", "robust_samples", "attack_eps", "activations", "tune_threads", "tune_batch")
+_LATER = (
+    *("nested", "metrics", "robust_samples", "attack_eps"),
+    *("activations", "tune_threads", "tune_batch", "score_on"),
+)
 """Settings that came after the first run folders: at their defaults they are no part of what a folder is bound to."""
+
+RANGE_SAMPLES = 256
+"""That the ranges of an int8 file are learned from."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,17 @@ class Study:
     @cached_property
     def grams(self) -> Mapping[str, recover.Gram]:
         """Gram matrices of the original network; taken when first needed, and again after a resume."""
+        return self._collected(self.traced)
+
+    def grams_of(self, traced: TracedGraph) -> Mapping[str, recover.Gram]:
+        """Those of the network that is scored."""
+        return self.grams if traced is self.traced else self._collected(traced)
+
+    def _collected(self, traced: TracedGraph) -> Mapping[str, recover.Gram]:
         with self.timed("gram pass"), self.progress.stage("gram pass", None):
             return recover.collect_grams(
-                self.traced.program,
-                self.traced.program.contractions,
+                traced.program,
+                traced.program.contractions,
                 self.calibration,
                 samples=self.settings.calibration_samples,
             )
@@ -76,6 +90,27 @@ class Study:
         """The target, with what it exported before at hand if it is one of ours that can use it."""
         cutting = getattr(self.target, "cutting", None)
         return self.target if cutting is None else cutting(self.templates)
+
+    @cached_property
+    def fakes(self) -> Fakes | None:
+        """Quantizers to score with; None where the network is scored as it is."""
+        if self.settings.score_on == "fp32":
+            return None
+        with self.timed("fakes"), self.progress.stage("reading what int8 rounds", None):
+            return fakes_for(self.traced, self.target, list(self.calibration_inputs(RANGE_SAMPLES)))
+
+    @cached_property
+    def scored(self) -> TracedGraph:
+        """The network that criteria see."""
+        return (
+            self.traced
+            if self.fakes is None
+            else replace(self.traced, program=self.fakes.rounding(self.traced.program))
+        )
+
+    def judged(self, program: Program) -> Program:
+        """The program whose output an error curve looks at."""
+        return program if self.fakes is None else self.fakes.rounding(program)
 
     @cached_property
     def reference(self) -> Outputs:

@@ -14,6 +14,7 @@ import numpy as np
 
 from paretoprune.core.errors import FileError, TargetError, UsageError
 from paretoprune.core.layers import LayerSpec
+from paretoprune.core.precision import carrier
 from paretoprune.core.protocols import Target
 from paretoprune.targets import cache
 from paretoprune.targets.fingerprint import fingerprint_id
@@ -108,6 +109,7 @@ def conv_cost(table: CostTable, spec: LayerSpec, widths: Iterable[int], precisio
 
 def measure_layer(target: Target, spec: LayerSpec, precision: str = "fp32") -> float:
     """Milliseconds that one more such layer adds to a network on `target`: two copies against one, interleaved."""
+    precision = carrier(precision)
     if precision not in target.precisions:
         raise UsageError(
             f"precision {precision!r} is not offered by {target.name}; use {' or '.join(target.precisions)}"

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.core.errors import UsageError
 from paretoprune.core.graph import Example
+from paretoprune.core.precision import check_offered
 from paretoprune.targets.fingerprint import machine_facts, version_of
-from paretoprune.targets.torch_target import check_precision
 from paretoprune.targets.traits import checked_suffix
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class ExecuTorch:
         """
         from paretoprune.targets.executorch_export import export
 
-        check_precision(self.name, precision, self.precisions)
+        check_offered(precision, self.precisions, self.name)
         path = checked_suffix(self.name, Path(path), SUFFIX)
         return export(self.load, module, example, path, precision, calibration)
 

@@ -28,7 +28,7 @@ from paretoprune.targets.export import (
 )
 from paretoprune.targets.feeds import Signature, array_of, signature_of
 from paretoprune.targets.files import new_file
-from paretoprune.targets.int8 import CALIBRATION_ROWS, CALIBRATION_SAMPLES, check_int8
+from paretoprune.targets.quantized import CALIBRATION_ROWS, CALIBRATION_SAMPLES, check_quantized
 from paretoprune.targets.session import one_line
 from paretoprune.targets.torch_layers import Copies
 
@@ -58,7 +58,7 @@ def export(
             verify(runner, flat, tensors)
         else:
             feeds = [_feed(runner, signature, batch) for batch in batches]
-            check_int8(_Reference(flat, batches), runner, feeds)
+            check_quantized(_Reference(flat, batches), runner, feeds, "int8")
     return path
 
 

@@ -10,14 +10,29 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-from paretoprune.targets.onnx_file import read_model
+from paretoprune.targets.onnx_file import precision_of, read_model
 
 Shape = tuple[int, ...]
 
 INT8_SOURCES = ("DequantizeLinear",)
+"""A layer computes in 8 bits where all that it reads, its bias too, comes from these."""
+RESTORING = ("DequantizeLinear", "Cast")
+"""What gives a weight that is stored in fewer bits back to a layer that computes in fp32."""
 
 OPAQUE = frozenset(
-    {"LSTM", "GRU", "RNN", "Einsum", "Attention", "GroupQueryAttention", "MultiHeadAttention", "If", "Loop", "Scan"}
+    {
+        "LSTM",
+        "DynamicQuantizeLSTM",
+        "GRU",
+        "RNN",
+        "Einsum",
+        "Attention",
+        "GroupQueryAttention",
+        "MultiHeadAttention",
+        "If",
+        "Loop",
+        "Scan",
+    }
 )
 """They hold multiply-accumulates that are not counted here, so a graph with one has no known count."""
 
@@ -95,7 +110,9 @@ def workload_of(model: ModelProto, shapes: Mapping[str, Sequence[int]] | None = 
     if any(node.op_type in OPAQUE for node in graph.node):
         return None
     known = _shapes(graph)
-    produced_by = {name: node.op_type for node in graph.node for name in node.output}
+    makers = {name: node for node in graph.node for name in node.output}
+    types = {t.name: t.data_type for t in graph.initializer}
+    computed = "bf16" if precision_of(model) == "bf16" else "fp32"
     macs: dict[str, int] = {}
     weight_bytes = activation_bytes = 0
     for node in graph.node:
@@ -106,12 +123,21 @@ def workload_of(model: ModelProto, shapes: Mapping[str, Sequence[int]] | None = 
         if any(name not in known for name in names):
             return None
         x, weight, y = (known[name] for name in names)
-        precision = rule.precision or ("int8" if produced_by.get(names[0]) in INT8_SOURCES else "fp32")
+        whole = all(name in makers and makers[name].op_type in INT8_SOURCES for name in node.input if name)
+        precision = rule.precision or ("int8" if whole else computed)
         width = 1 if precision == "int8" else 4
         macs[precision] = macs.get(precision, 0) + rule.count(x, weight, y, node)
-        weight_bytes += width * math.prod(weight)
+        weight_bytes += _stored_width(names[1], makers, types, width) * math.prod(weight)
         activation_bytes += width * (math.prod(x) + math.prod(y))
     return Workload(macs, weight_bytes, activation_bytes)
+
+
+def _stored_width(name: str, makers: Mapping[str, NodeProto], types: Mapping[str, int], width: int) -> int:
+    """Bytes of a weight's value in the file; `width` where it is computed there."""
+    maker = makers.get(name)
+    if maker is not None and maker.op_type in RESTORING:
+        name = maker.input[0]
+    return onnx.helper.tensor_dtype_to_np_dtype(types[name]).itemsize if name in types else width
 
 
 def _inferred(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> ModelProto | None:

@@ -36,6 +36,15 @@ def read_model(path: Path) -> tuple[ModelProto, bytes]:
     return model, data
 
 
+PRECISION = "paretoprune.precision"
+"""Key of a file's metadata."""
+
+
+def precision_of(model: ModelProto) -> str:
+    """What the file was exported as; "fp32" where it does not say."""
+    return next((str(p.value) for p in model.metadata_props if p.key == PRECISION), "fp32")
+
+
 def example_feed(path: Path) -> dict[str, NDArray[Any]]:
     """One sample by input name, for a file whose sizes are fixed but for dimension 0: seeded noise, integers zero.
 

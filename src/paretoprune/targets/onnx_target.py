@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from numpy.typing import NDArray
 
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.core.graph import Example
+from paretoprune.core.precision import PRECISIONS, check_offered
 from paretoprune.targets.session import FileRunner
 
 if TYPE_CHECKING:
@@ -18,9 +21,15 @@ if TYPE_CHECKING:
     from paretoprune.targets.feeds import Feed
     from paretoprune.targets.template import Templates
 
+ALIKE_SAMPLES = 31
+
+
+Maker = Callable[[Path, Path, "Sequence[Feed]", Collection[str]], None]
+"""(fp32 file, file to write, feeds to learn ranges from, names of initializers whose layers stay as they are)."""
+
 
 class OnnxTarget:
-    """Implements core.protocols.Target but for `fingerprint`, `load` and `quantized`."""
+    """Implements core.protocols.Target but for `fingerprint`, `load` and `makers`."""
 
     name: str
     threads: int
@@ -40,25 +49,29 @@ class OnnxTarget:
         path: Path,
         precision: str = "fp32",
         calibration: Iterable[Example] | None = None,
+        bits: Mapping[str, str] | None = None,
     ) -> Path:
         """Write one ONNX file, reload it here and compare it with `module` at two batch sizes. Returns `path`.
 
-        int8 is compared with the fp32 file. Raises ExportMismatchError with the largest error if they disagree,
-        TargetError if the export is impossible.
+        Other precisions are compared with the fp32 file. `bits`: by weight name or pattern, another precision of single
+        layers. Raises ExportMismatchError with the largest error if they disagree, TargetError if the export is
+        impossible, PlanError for `bits` that fit nothing.
         """
         from paretoprune.targets.feeds import feed_of
 
-        if precision == "fp32":
+        self.check(precision)
+        if precision == "fp32" and not bits:
             return self._exported(module, example, Path(path))
-        if precision not in self.precisions:
-            raise UsageError(
-                f"precision {precision!r} is not offered by {self.name}; use {' or '.join(self.precisions)}"
-            )
-        if calibration is None:
-            raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
+        if calibration is None and PRECISIONS[precision].calibrated:
+            raise TargetError(f"{precision} needs calibration batches to learn the ranges; give calibration=")
         with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
             fp32 = self._exported(module, example, Path(folder) / "fp32.onnx")
-            return self.quantized(fp32, Path(path), (feed_of(inputs) for inputs in calibration))
+            feeds = alike(example) if calibration is None else (feed_of(inputs) for inputs in calibration)
+            return self.quantized(fp32, Path(path), feeds, precision, bits)
+
+    def check(self, precision: str) -> None:
+        """Raises UsageError for a precision that is not offered here, TargetError for one that this machine lacks."""
+        check_offered(precision, self.precisions, self.name)
 
     def cleaning(self, passes: Sequence[str]) -> Self:
         """The same target, whose files go through these passes of `targets.clean` alone. Raises UsageError."""
@@ -85,6 +98,35 @@ class OnnxTarget:
     def load(self, path: Path) -> FileRunner:
         raise NotImplementedError
 
-    def quantized(self, fp32: Path, path: Path, calibration: Iterable[Feed]) -> Path:
-        """Write the int8 form of an exported file to `path` and check it. Raises what `export` does."""
+    def quantized(
+        self,
+        fp32: Path,
+        path: Path,
+        calibration: Iterable[Feed],
+        precision: str = "int8",
+        bits: Mapping[str, str] | None = None,
+    ) -> Path:
+        """Write another precision of an exported file to `path` and check it. Raises what `export` does."""
+        from paretoprune.targets.quantized import write_quantized
+
+        return write_quantized(self, fp32, path, calibration, precision, bits or {})
+
+    def makers(self) -> Mapping[str, Maker]:
+        """How files are made whose activations are quantized; in others only weights are stored differently."""
         raise NotImplementedError
+
+
+def alike(example: Example) -> list[dict[str, NDArray[Any]]]:
+    """Feeds of random values like the example's, to compare files on where there are no calibration batches."""
+    import torch
+
+    from paretoprune.targets.feeds import array_of, randomised, resized, signature_of
+
+    signature, tensors = signature_of(example)
+    generator = torch.Generator().manual_seed(0)
+    feeds = []
+    for batch in (ALIKE_SAMPLES, 1):
+        fresh = [resized(t, batch) if b else t for t, b in zip(tensors, signature.batched, strict=True)]
+        values = [array_of(randomised(t, generator)) for t in fresh]
+        feeds.append(dict(zip(signature.names, values, strict=True)))
+    return feeds

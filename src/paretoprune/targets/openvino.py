@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, fp32 and int8. It reads the same ONNX files that ONNX Runtime does.
+"""OpenVINO on the CPU. It reads the same ONNX files that ONNX Runtime does.
 
 The extra `openvino` installs it, and NNCF, which quantizes for it.
 """
@@ -10,7 +10,7 @@ import importlib
 import io
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,21 +19,25 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from paretoprune.core.errors import DataError, TargetError, UsageError
-from paretoprune.targets.files import new_file
+from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.targets.fingerprint import machine_facts, version_of
-from paretoprune.targets.onnx_file import has_external_data, read_model
-from paretoprune.targets.onnx_target import OnnxTarget
+from paretoprune.targets.onnx_file import has_external_data, precision_of, read_model
+from paretoprune.targets.onnx_target import Maker, OnnxTarget
 from paretoprune.targets.session import one_line, refused
+from paretoprune.targets.weights import weights_of
 
 if TYPE_CHECKING:
     from paretoprune.targets.feeds import Feed
+
+
+BF16 = "bf16"
 
 
 class OpenVino(OnnxTarget):
     """Implements core.protocols.Target; int8 is NNCF's. Raises UsageError for what is not installed of the two."""
 
     name = "openvino"
+    precisions: tuple[str, ...] = ("fp32", "int8", "int8-weights", "bf16", "fp16")
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__(threads)
@@ -43,26 +47,16 @@ class OpenVino(OnnxTarget):
         versions = {package: version_of(package) for package in ("openvino", "nncf", "onnx", "torch")}
         return {"target": self.name, "threads": str(self.threads), **machine_facts(), **versions}
 
-    def quantized(self, fp32: Path, path: Path, calibration: Iterable[Feed]) -> Path:
-        from paretoprune.targets.feeds import slices
-        from paretoprune.targets.int8 import CALIBRATION_ROWS, CALIBRATION_SAMPLES, check_int8
+    def check(self, precision: str) -> None:
+        super().check(precision)
+        if precision == BF16 and not has_bf16():
+            raise TargetError(
+                f"bf16: this processor ({machine_facts()['cpu']}) has no bfloat16 instructions, so OpenVINO would "
+                "compute in single precision: export where there are (AMX, AVX-512 BF16), or use fp16 to halve the file"
+            )
 
-        feeds = list(slices(calibration, CALIBRATION_ROWS, CALIBRATION_SAMPLES))
-        if not feeds:
-            raise DataError("calibration gave no batch; int8 needs at least one to learn the ranges")
-        nncf = library("nncf")
-        with new_file(path) as file:
-            with _quiet():
-                try:
-                    made = nncf.quantize(onnx.load(str(fp32)), nncf.Dataset(feeds), subset_size=len(feeds))
-                except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise TargetError(f"NNCF cannot quantize {fp32.name}: {one_line(error)}") from error
-            onnx.save(made, str(file))
-            if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
-                kinds = ", ".join(sorted({node.op_type for node in made.graph.node}))
-                raise TargetError(f"none of the network's operators has an int8 form here ({kinds}); keep it in fp32")
-            check_int8(self.load(fp32), self.load(file), feeds)
-        return path
+    def makers(self) -> Mapping[str, Maker]:
+        return {"int8": quantize_by_nncf}
 
     def load(self, path: Path) -> OpenVinoRunner:
         return OpenVinoRunner.open(Path(path), self.threads)
@@ -71,7 +65,8 @@ class OpenVino(OnnxTarget):
 class OpenVinoRunner:
     """Implements core.protocols.Runner. Inputs by name; outputs in the file's order.
 
-    Runs on the calling thread where `threads` is 1. fp32 stays fp32 on processors that would choose bf16.
+    Runs on the calling thread where `threads` is 1. bf16 is computed in where the file says so, and nowhere else:
+    OpenVINO would choose it by itself on some processors.
     """
 
     def __init__(self, request: Any, model: Any, name: str) -> None:
@@ -84,12 +79,15 @@ class OpenVinoRunner:
     def open(cls, path: Path, threads: int) -> OpenVinoRunner:
         """Raises FileError for a file that cannot be trusted or read, TargetError if the runtime refuses it."""
         model, data = read_model(path)
+        bf16 = precision_of(model) == BF16
+        if bf16 and not has_bf16():
+            raise TargetError(f"{path} is to be computed in bf16, for which this processor has no instructions")
         core = _core()
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": BF16 if bf16 else "f32",
         }
         try:
             read = core.read_model(str(path)) if has_external_data(model) else core.read_model(data)
@@ -125,6 +123,24 @@ class OpenVinoRunner:
 def _core() -> Any:
     """One for the process: each has threads and caches of its own."""
     return library("openvino").Core()
+
+
+def has_bf16() -> bool:
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def quantize_by_nncf(fp32: Path, file: Path, feeds: Sequence[Feed], kept: Collection[str]) -> None:
+    """Static int8 where OpenVINO's kernels take it, biases corrected; layers of the weights `kept` stay as they are."""
+    nncf, model = library("nncf"), onnx.load(str(fp32))
+    nodes = [name for weight in weights_of(model.graph) if weight.name in kept for name in weight.layers]
+    with _quiet():
+        try:
+            made = nncf.quantize(
+                model, nncf.Dataset(feeds), subset_size=len(feeds), ignored_scope=nncf.IgnoredScope(names=nodes)
+            )
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TargetError(f"NNCF cannot quantize {fp32.name}: {one_line(error)}") from error
+    onnx.save(made, str(file))
 
 
 def library(name: str) -> Any:

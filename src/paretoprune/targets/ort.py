@@ -1,23 +1,20 @@
-"""ONNX Runtime on the CPU, fp32 and static int8."""
+"""ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from paretoprune.targets.fingerprint import machine_facts, version_of
-from paretoprune.targets.onnx_target import OnnxTarget
+from paretoprune.targets.onnx_target import Maker, OnnxTarget
 from paretoprune.targets.session import OrtRunner
-
-if TYPE_CHECKING:
-    from paretoprune.targets.feeds import Feed
 
 
 class OnnxRuntime(OnnxTarget):
     """Implements core.protocols.Target."""
 
     name = "onnxruntime"
+    precisions: tuple[str, ...] = ("fp32", "int8", "int8-dynamic", "int8-weights", "fp16")
 
     def fingerprint(self) -> Mapping[str, str]:
         versions = {package: version_of(package) for package in ("onnxruntime", "onnx", "torch")}
@@ -26,7 +23,7 @@ class OnnxRuntime(OnnxTarget):
     def load(self, path: Path) -> OrtRunner:
         return OrtRunner.open(Path(path), self.threads)
 
-    def quantized(self, fp32: Path, path: Path, calibration: Iterable[Feed]) -> Path:
-        from paretoprune.targets.int8 import quantize_file
+    def makers(self) -> Mapping[str, Maker]:
+        from paretoprune.targets.int8 import quantize_dynamically, quantize_statically
 
-        return quantize_file(fp32, path, calibration, self.threads)
+        return {"int8": quantize_statically, "int8-dynamic": quantize_dynamically}

@@ -24,7 +24,7 @@ from paretoprune.targets.onnx_target import OnnxTarget
 from paretoprune.targets.session import RUNTIME_ERRORS, OrtRunner, one_line, refused, session_options
 
 if TYPE_CHECKING:
-    from paretoprune.targets.feeds import Feed
+    pass
 
 HEAVY = frozenset(CONTRACTIONS) | {"LSTM", "GRU", "RNN", "Einsum", "Attention", "Softmax", "LayerNormalization"}
 """Operators that must run on the GPU. Shape arithmetic is put on the CPU on purpose."""
@@ -72,9 +72,6 @@ class OnnxRuntimeCuda(OnnxTarget):
         model, data = read_model(Path(path))
         source = str(path) if has_external_data(model) else data
         return GpuRunner(open_on(source, self.provider, self.options, self.threads, str(path)), str(path))
-
-    def quantized(self, fp32: Path, path: Path, calibration: Iterable[Feed]) -> Path:
-        raise UsageError(f"precision 'int8' is not offered by {self.name}; use fp32")
 
 
 class OnnxRuntimeTensorRt(OnnxRuntimeCuda):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.core.graph import Example
 from paretoprune.core.layers import LayerSpec
+from paretoprune.core.precision import check_offered
 from paretoprune.targets.fingerprint import machine_facts, version_of
 from paretoprune.targets.graph_file import SUFFIX, GraphFile, Graphs, read
 from paretoprune.targets.traits import checked_suffix
@@ -75,7 +76,7 @@ class Torch:
         """
         from paretoprune.targets.torch_export import export
 
-        check_precision(self.name, precision, self.precisions)
+        check_offered(precision, self.precisions, self.name)
         return export(
             self.load, self._graphs, module, example, checked_suffix(self.name, Path(path), SUFFIX), precision
         )
@@ -164,11 +165,6 @@ def check_compiler() -> None:
             f"target 'torch-compile' needs a C++ compiler, and {compiler()!r} is not there: install one (Debian: apt "
             "install g++), name it in the variable CXX, or use target='torch'"
         )
-
-
-def check_precision(target: str, precision: str, offered: tuple[str, ...]) -> None:
-    if precision not in offered:
-        raise UsageError(f"precision {precision!r} is not offered by {target}; use {' or '.join(offered)}")
 
 
 @cache

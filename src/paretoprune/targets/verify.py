@@ -20,11 +20,9 @@ ROUNDING = 1e-5
 INTEGER_DISAGREEMENT = 0.01
 """Share of integer or boolean outputs that may differ, for instance an argmax between near-equal values."""
 
-MIN_SNR_DB = 5.0
-"""An int8 file below this signal-to-noise ratio against fp32 is broken; above it the task's metric judges."""
-
 MIN_HALF_SNR_DB = 20.0
 """A bf16 or fp16 file whose error is more than a tenth of its output's spread is no copy of the network."""
+
 MIN_BLIND_SNR_DB = 10.0
 """The same where there are no labels to ask. White noise of that power on the outputs costs a ResNet-20 on CIFAR-10 3
 points and SqueezeNet on ImageNet 8; at 5 dB they are 9 and 20, past MAX_DROP (docs/decisions/0023)."""
