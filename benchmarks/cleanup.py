@@ -26,7 +26,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import paretoprune as pp
+from paretoprune import graph as graphs
 from paretoprune.core.graph import Example
+from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Target
 from paretoprune.targets import Comparison, Timing, compare_fresh, find_target, size_bytes
 from paretoprune.targets.clean import PASSES
@@ -85,8 +87,11 @@ def passes(name: str, model: nn.Module, example: Tensor, folder: Path, timing: T
 def activations(name: str, model: nn.Module, example: Tensor, folder: Path, timing: Timing) -> Iterator[Row]:
     data = digits() if name == "digits" else None
     calibration = None if data is None else data.train
+    traced = pp.trace(model, example)
     swapped = {
-        cheaper: pp.prune(model, example, activations={"*": cheaper}, calibration=calibration)
+        cheaper: graphs.cut(traced, Plan(activations={"*": cheaper})).program.module
+        if calibration is None
+        else pp.prune(model, example, activations={"*": cheaper}, calibration=calibration)
         for cheaper in (("relu",) if name == "MobileNetV3-Small" else ("hardswish", "relu"))  # it has hard-swish itself
     }
     told = {} if data is None else {c: accuracies(model, example, c, pruned, data) for c, pruned in swapped.items()}
