@@ -28,6 +28,8 @@ def correct_biases(fp32: Path, int8: Path, feeds: Iterable[Mapping[str, Array]])
     layers = {parameter_of(n.input[1]): n for n in source.node if _has_bias(n, constants)}
     rounded, known = stored_weights(int8), layout_of(int8).biases
     layers = {w: n for w, n in layers.items() if w in rounded and parameter_of(n.input[2]) in known}
+    if not layers:
+        return
     means = _means(fp32, layers, feeds)
     biases: dict[str, Array] = {}
     for weight, node in layers.items():

@@ -131,6 +131,10 @@ def has_bf16() -> bool:
 
 def quantize_by_nncf(fp32: Path, file: Path, feeds: Sequence[Feed], kept: Collection[str]) -> None:
     """Static int8 where OpenVINO's kernels take it, biases corrected; layers of the weights `kept` stay as they are."""
+    from paretoprune.targets.feeds import slices
+    from paretoprune.targets.int8 import REFINING_ROWS, REFINING_SAMPLES
+    from paretoprune.targets.ranges import narrow_ranges
+
     nncf, model = library("nncf"), onnx.load(str(fp32))
     nodes = [name for weight in weights_of(model.graph) if weight.name in kept for name in weight.layers]
     with _quiet():
@@ -141,6 +145,7 @@ def quantize_by_nncf(fp32: Path, file: Path, feeds: Sequence[Feed], kept: Collec
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise TargetError(f"NNCF cannot quantize {fp32.name}: {one_line(error)}") from error
     onnx.save(made, str(file))
+    narrow_ranges(fp32, file, list(slices(feeds, REFINING_ROWS, REFINING_SAMPLES)))
 
 
 def library(name: str) -> Any:

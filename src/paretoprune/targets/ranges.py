@@ -25,15 +25,23 @@ BINS = 4096
 
 
 def narrow_ranges(fp32: Path, int8: Path, feeds: Iterable[Mapping[str, Array]]) -> None:
-    """Give every activation of a file the share of its range that loses least, in place; zero points stay."""
-    grids = layout_of(int8).activations
+    """Give every activation of a file the share of its range that loses least, in place; zero points stay.
+
+    Not the network's outputs: the largest score is the answer.
+    """
+    model = onnx.load(str(int8))
+    every, outputs = layout_of(int8).activations, {o.name for o in model.graph.output}
+    whole = {g.name for t, g in every.items() if t in outputs}
+    grids = {t: g for t, g in every.items() if g.name not in whole}
+    if not grids:
+        return
     counts = {g.name: np.zeros(BINS) for g in grids.values()}
     for feed in feeds:
         for tensor, value in tensors_in(fp32, grids, feed).items():
             grid = grids[tensor]
             counts[grid.name] += np.histogram(value, BINS, _ends(grid))[0]
     scales = {g.name: float(g.scale) * _best_share(counts[g.name], g) for g in grids.values()}
-    onnx.save(rewritten(onnx.load(str(int8)), scales, {}, {}), str(int8))
+    onnx.save(rewritten(model, scales, {}, {}), str(int8))
 
 
 def _ends(grid: Grid) -> tuple[float, float]:
