@@ -27,6 +27,8 @@ from paretoprune.targets.feeds import feed_of
 
 LEVELS = (0.25, 0.5, 0.75)
 """Between the cheapest network and the original, where the others that it is fitted to lie."""
+WORTH = 3
+"""Candidates for each of them: a search for a few networks does without, it would cost as much as they do."""
 INT8_SAMPLES = 16
 """Calibration samples of their int8 files, which are timed and not judged."""
 STAGE, KEY = "cost model", "fit"
@@ -83,7 +85,8 @@ def of(study: Study, table: CostTable, widths: Choices, order: Mapping[str, Sequ
 
 
 def _fit(study: Study, plain: CostModel, widths: Choices, order: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    if len(LEVELS) + 1 < LEAST_NETWORKS:
+    networks = len(LEVELS) + 1
+    if networks < LEAST_NETWORKS or study.settings.candidates < WORTH * networks:
         return {"corrections": {}, "points": []}
     points = [*_points(study, plain, widths, order)]
     corrections: dict[str, dict[str, Any]] = {LATENCY: {}, ENERGY: {}}
@@ -111,7 +114,7 @@ def _points(
                 name = f"{STAGE} {number}-{precision}"
                 file = Path(place) / f"{number}-{precision}{original.suffix}"
                 try:
-                    artefact.export(study, name, module, file, precision)
+                    artefact.export(study, name, module, file, precision, samples=INT8_SAMPLES)
                     taken = _measured(study, file, original)
                 except StoreError:
                     raise
