@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -150,3 +151,36 @@ def test_an_operator_that_a_runtime_lacks_is_named_with_what_else_to_try(tmp_pat
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     with pytest.raises(TargetError, match=f"no operator .*Wonder.*wonder.onnx needs: try target='{other}'"):
         find_target(name).load(path)
+
+
+HANGING = """
+import os, pathlib, time
+def opened(name, threads):
+    pathlib.Path("child.pid").write_text(str(os.getpid()))
+    time.sleep(60)
+"""
+WAITING = """
+from pathlib import Path
+from paretoprune.targets.fresh import Opener, in_fresh_process
+in_fresh_process(Path("file.txt"), {}, opener=Opener("hanging", 1, "hanging:opened"))
+"""
+
+
+def test_10_a_process_that_hangs_ends_with_the_search_that_waits_for_it(tmp_path):
+    (tmp_path / "hanging.py").write_text(HANGING)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    waiting = subprocess.Popen([sys.executable, "-c", WAITING], cwd=tmp_path, env=environment)
+    note = tmp_path / "child.pid"
+    until(lambda: note.exists() and note.read_text())
+    child = psutil.Process(int(note.read_text()))
+    assert child.is_running()
+    waiting.kill()
+    waiting.wait()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

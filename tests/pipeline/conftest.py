@@ -15,7 +15,7 @@ import paretoprune as pp
 import paretoprune.targets.cost as cost_room
 import paretoprune.targets.measure as measure_room
 from paretoprune.core.layers import LayerSpec
-from paretoprune.pipeline import artefact, verifying
+from paretoprune.pipeline import artefact, cost_model, verifying
 from paretoprune.targets import Timing
 
 CLASSES = 4
@@ -124,6 +124,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_room, "peak_memory", lambda *args, **options: None)
     monkeypatch.setattr(verifying, "opener_of", lambda target: None)
     monkeypatch.setattr(cost_room, "measure_layer", _cost_of)
+    monkeypatch.setattr(cost_model, "LEVELS", ())
 
 
 @pytest.fixture

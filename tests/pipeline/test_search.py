@@ -372,8 +372,8 @@ def fast_by_macs(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that counts MACs: a choice by latency can then be checked."""
     taken = artefact.measure
 
-    def measure(study: Any, name: str, file: Path, **options: Any) -> dict[str, pp.Measurement]:
-        figures = taken(study, name, file)
+    def measure(study: Any, name: str, file: Path, **how: Any) -> dict[str, pp.Measurement]:
+        figures = taken(study, name, file, **how)
         macs = figures["macs"].value
         figures["latency_ms"] = pp.Measurement(macs / 1e6, 0.99 * macs / 1e6, 1.01 * macs / 1e6, 50, "ms")
         if name != "original":

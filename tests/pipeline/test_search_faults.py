@@ -195,7 +195,7 @@ def test_10_11_a_file_that_hangs_or_crashes_its_process_is_rejected_alone(
         reopen = "opener_of_the_test:opened"
 
     (tmp_path / "opener_of_the_test.py").write_text(OPENER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(verifying, "TIMEOUT_S", 2.0)
     front = searching(target=Mine(), candidates=3)
     assert [c.name for c in front.candidates] == ["original", "c03-fp32"]

@@ -63,7 +63,7 @@ def test_lists_become_tuples_and_one_text_stands_for_a_list_of_one() -> None:
 
 
 def test_an_unknown_setting_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown setting 'candidats'; there are align, .*axes, .*candidates"):
+    with pytest.raises(UsageError, match="unknown setting 'candidats'; there are activations, .*axes, .*candidates"):
         settings_of(candidats=3)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import paretoprune as pp
+from paretoprune.core.plan import Plan
 from paretoprune.pipeline import verifying
 from paretoprune.targets.verify import MAX_DROP, MIN_BLIND_SNR_DB
 from paretoprune.tasks import task_of
@@ -134,3 +136,51 @@ def test_export_checks_on_the_batches_that_it_is_given(tmp_path: Path, net: nn.M
     with pytest.raises(pp.errors.DataError, match="no batch to check"):
         pp.export(net, data.test[0][0][:2], tmp_path / "g.onnx", check=[])
     assert [p.name for p in tmp_path.iterdir()] == ["f.onnx"]
+
+
+class Auxiliary(nn.Module):
+    """Half of its channels are constant, and its second head is for training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head, self.second = nn.Conv2d(8, 3, 1), nn.Linear(8, 4)
+        with torch.no_grad():
+            self.norm.weight[::2] = 0
+            self.norm.bias.normal_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        self.second(x.mean((2, 3)))
+        result: Tensor = self.head(x).mean((2, 3))
+        return result
+
+
+def kinds(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_clean_up_is_a_choice_of_the_export_and_of_the_plan(tmp_path: Path) -> None:
+    model, x = Auxiliary().eval(), torch.randn(4, 1, 8, 8)
+    whole = pp.export(model, x, tmp_path / "whole.onnx")
+    bare = pp.export(model, x, tmp_path / "bare.onnx", cleanup=())
+    assert "BatchNormalization" not in kinds(whole)
+    assert "BatchNormalization" in kinds(bare)
+    pruned = pp.apply(model, x, Plan(cleanup=("constants", "unread")).to_json())
+    assert kinds(pp.export(pruned, x, tmp_path / "planned.onnx")) == kinds(bare)
+    assert kinds(pp.export(pruned, x, tmp_path / "asked.onnx", cleanup=["batch norms"])) == kinds(whole)
+    with pytest.raises(pp.errors.UsageError, match="cleanup: 'dead' is no list of passes; there are 'constants'"):
+        pp.export(model, x, tmp_path / "f.onnx", cleanup=["dead"])
+    with pytest.raises(pp.errors.PlanError, match="must be a list of passes"):
+        Plan.from_json({**Plan().to_json(), "cleanup": "constants"})
+
+
+def test_dead_branches_go_with_the_capture_and_constant_positions_with_pruning(tmp_path: Path) -> None:
+    model, x = Auxiliary().eval(), torch.randn(4, 1, 8, 8)
+    assert any("nothing reads parameter 'second.weight'" in note for note in pp.trace(model, x).notes)
+    names = {t.name for t in onnx.load(pp.export(model, x, tmp_path / "f.onnx", cleanup=())).graph.initializer}
+    assert not any(name.startswith("second") for name in names)
+    pruned = pp.prune(model, x, ratio=0.5, criterion="bn-scale", calibration=[torch.randn(64, 1, 8, 8)])
+    assert list(pruned.kept["conv.weight"][0]) == [1, 3, 5, 7]
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.model(x), model(x), atol=1e-3, rtol=1e-3)

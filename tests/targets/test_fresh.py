@@ -70,7 +70,7 @@ def test_a_target_of_ones_own_says_how_it_is_opened(tmp_path, monkeypatch):
         "    return lambda path: Runner(float(path.read_text()) * threads * len(name))\n"
     )
     (tmp_path / "file.txt").write_text("2.0")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
 
     class Mine:
         name, threads, precisions, reopen = "abc", 2, ("fp32",), "mine:opened"
@@ -85,7 +85,7 @@ def test_a_target_of_ones_own_says_how_it_is_opened(tmp_path, monkeypatch):
 def test_what_a_child_prints_or_leaves_out_is_no_answer(tmp_path, monkeypatch):
     (tmp_path / "silent.py").write_text("import sys\ndef opened(name, threads): sys.exit(0)\n")
     (tmp_path / "file.txt").write_text("")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
 
     class Silent:
         name, threads, precisions, reopen = "silent", 1, ("fp32",), "silent:opened"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -9,8 +10,11 @@ import onnxruntime
 import pytest
 
 from paretoprune.core.errors import UsageError
+from paretoprune.pipeline.targets import find_target as with_graphs
 from paretoprune.targets import TARGETS, OnnxRuntime, find_target, fingerprint_id
 from paretoprune.targets.session import session_options
+from paretoprune.targets.table import GRAPH_TARGETS
+from paretoprune.targets.traits import describe
 
 
 def test_by_name_reference_and_object():
@@ -39,11 +43,16 @@ def test_what_is_not_a_target_is_told_what_it_lacks(monkeypatch):
         find_target("half_target:Half")
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_everything_in_the_table_can_be_made(name):
-    if name == "openvino":
-        pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'paretoprune[openvino]'")
-    assert find_target(name).name == TARGETS[name]().name == name
+@pytest.mark.parametrize("name", [*TARGETS, *GRAPH_TARGETS])
+def test_everything_in_the_table_is_made_or_says_what_is_missing(name):
+    try:
+        made, missing = with_graphs(name, 1).name, ""
+    except UsageError as error:
+        made, missing = "", str(error)
+    if name in ("onnxruntime", "torch") or not missing:
+        assert made == name, missing
+    else:
+        assert re.search(r"'paretoprune\[\w+\]'|CUDA build|NVIDIA GPU|onnxruntime-gpu|compiler", missing)
 
 
 def test_fingerprints():
@@ -68,3 +77,16 @@ def test_torch_is_not_needed_to_load_and_measure():
     program = "import sys, paretoprune.targets; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
+
+
+def test_tpus_are_not_offered():
+    with pytest.raises(UsageError, match="TPUs are not offered: .*offered: onnxruntime, .*torch-compile"):
+        find_target("tpu")
+
+
+def test_what_a_target_is_described_as_comes_from_itself_or_from_its_attributes():
+    assert describe(OnnxRuntime(threads=2))["threads"] == "2"
+    assert describe(OnnxRuntime())["files"] == ".onnx"
+    assert describe(OnnxRuntime())["fingerprint"] == fingerprint_id(OnnxRuntime().fingerprint())
+    told = type("Told", (OnnxRuntime,), {"describe": lambda self: {"batch": "1"}})()
+    assert describe(told)["batch"] == "1"

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from paretoprune.core.measurement import Measurement
 
 
-Target = Annotated[str, typer.Option(help="The runtime: onnxruntime, openvino, or your own as module:Class.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="The runtime: onnxruntime, openvino, torch, torch-compile, executorch, cuda, onnxruntime-cuda, "
+        "onnxruntime-tensorrt, or your own as module:Class."
+    ),
+]
 
 
 def inspect(
@@ -90,7 +96,7 @@ def measure(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Measure an ONNX file on a runtime: one sample at a time, one thread."""
+    """Measure a file on the runtime that it was exported for: one sample at a time, one thread."""
     from paretoprune.pipeline import problem
     from paretoprune.pipeline.runtime import measure as measured
 

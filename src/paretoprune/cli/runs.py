@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 
 from paretoprune.cli import show
+from paretoprune.core.errors import UsageError
 
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
 
 
 class Form(StrEnum):
-    """onnx: the file that was measured. torch: its weights and graph as a folder, for `paretoprune.load`."""
+    """file: what was measured. onnx: that, if it is ONNX. torch: a folder for `paretoprune.load`."""
 
+    file = "file"
     onnx = "onnx"
     torch = "torch"
 
@@ -64,7 +66,9 @@ def export(
     ctx: typer.Context,
     run: Run,
     pick: Annotated[str, typer.Option(help="knee, fastest, smallest, or the name of a candidate.")] = "knee",
-    to: Annotated[Form, typer.Option(help="onnx: the file; torch: a folder for paretoprune.load.")] = Form.onnx,
+    to: Annotated[
+        Form, typer.Option(help="file: what was measured; onnx: that, if it is ONNX; torch: for paretoprune.load.")
+    ] = Form.file,
     out: Annotated[Path | None, typer.Option(help="Where to.", show_default="its name, in this folder")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
@@ -74,5 +78,7 @@ def export(
     found = take_out.picked(run, pick)
     if not found.meets_limits:
         ctx.obj.note(f"note: {found.name} does not meet the limits of this run")
-    copy = take_out.copy_onnx if to is Form.onnx else take_out.copy_torch
+    if to is Form.onnx and found.path.suffix != ".onnx":
+        raise UsageError(f"{found.name} was measured as a {found.path.suffix} file: take it --to file")
+    copy = take_out.copy_torch if to is Form.torch else take_out.copy_file
     show.line(str(copy(run, found, out, force)))

@@ -25,6 +25,7 @@ class Candidate:
     "latency_ms", "energy_mj" (where a meter was read less the idle power, with it in "energy_gross_mj"), "size_bytes",
     "memory_bytes", "macs", "speedup" (original fp32 latency over this one, paired in one run), and what follows from
     these (`core.derived`: "fps", "power_w" …). `provenance` says how it came about: seed, recovery, seconds per stage.
+    `threads`, `batch`: at which it was timed; time and energy are those of one sample.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Candidate:
     explainer: Callable[[], Why] | None = field(default=None, repr=False, compare=False)
     absent: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Figures that could not be taken, and why: {"macro_f1": "the labels are not classes: …"}."""
+    threads: int = 1
+    batch: int = 1
 
     def value(self, metric: str) -> float | None:
         """The value of a measurement, or None where it was not taken (None is not zero)."""

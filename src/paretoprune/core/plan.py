@@ -13,6 +13,8 @@ from typing import Any
 from paretoprune.core.errors import FileError, PlanError
 
 PLAN_SCHEMA = 4
+CHEAPER = ("relu", "hardswish", "hardsigmoid", "hardtanh")
+"""Activations that may take the place of others."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Plan:
     is cut first. `spatial`: those of them whose kernel is divided, k × 1 and then 1 × k; else k × k and then 1 × 1.
     `bits`: by weight name or pattern, the precision that differs from the file's, e.g. {"head.weight": "fp32"} in an
     int8 file; the first pattern that fits counts. `activations`: by name (or pattern) of an activation's node, the
-    cheaper one that takes its place, e.g. {"*": "relu"}.
+    cheaper one that takes its place, e.g. {"*": "relu"}. `cleanup`: the passes that an exported ONNX file of it goes
+    through ("constants", "batch norms", "unread"); None for all of them.
     `graph` is the fingerprint of the graph that the plan was made for; empty for a plan written by hand.
     """
 
@@ -36,6 +39,7 @@ class Plan:
     spatial: tuple[str, ...] = ()
     bits: Mapping[str, str] = field(default_factory=dict)
     activations: Mapping[str, str] = field(default_factory=dict)
+    cleanup: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +51,7 @@ class Plan:
             "spatial": sorted(self.spatial),
             "bits": dict(self.bits),
             "activations": dict(self.activations),
+            "cleanup": None if self.cleanup is None else list(self.cleanup),
         }
 
     @classmethod
@@ -78,9 +83,13 @@ class Plan:
         if not isinstance(spatial, list) or not all(isinstance(w, str) and w in ranks for w in spatial):
             raise PlanError(f"plan: 'spatial' is {str(spatial)[:80]}; it must be a list of weights that 'ranks' names")
         bits, activations = (_texts(key, data.get(key, {})) for key in ("bits", "activations"))
+        cleanup = data.get("cleanup")
+        if cleanup is not None and not (isinstance(cleanup, list) and all(isinstance(p, str) for p in cleanup)):
+            raise PlanError(f"plan: 'cleanup' is {str(cleanup)[:80]}; it must be a list of passes, or null for all")
+        passes = None if cleanup is None else tuple(cleanup)
         axes = {str(a): tuple(sorted(set(p))) for a, p in kept.items()}
         thin = dict(ranks), tuple(sorted(set(spatial)))
-        return cls(axes, str(data.get("graph", "")), tuple(dict.fromkeys(blocks)), *thin, bits, activations)
+        return cls(axes, str(data.get("graph", "")), tuple(dict.fromkeys(blocks)), *thin, bits, activations, passes)
 
     def dumps(self) -> str:
         return json.dumps(self.to_json(), indent=1)

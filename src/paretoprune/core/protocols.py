@@ -117,13 +117,16 @@ class Runner(Protocol):
 class Target(Protocol):
     """A runtime on this machine with fixed settings (threads, batch 1).
 
+    What it may say besides, for instance how its files' names end where they are not ONNX: `targets.traits`.
     `precisions`: names of core.precision.PRECISIONS that it can write, "fp32" first. One that writes single layers in
     another precision takes `bits` in `export`, a mapping of weight name or pattern to precision.
     """
 
     name: str
     threads: int
-    precisions: tuple[str, ...]
+
+    @property
+    def precisions(self) -> tuple[str, ...]: ...
 
     def fingerprint(self) -> Mapping[str, str]:
         """CPU model, instruction sets, runtime and versions, threads."""

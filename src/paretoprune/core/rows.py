@@ -49,6 +49,8 @@ def row(candidate: Candidate) -> dict[str, Any]:
         "meets_limits": candidate.meets_limits,
         "path": os.path.abspath(candidate.path),
         "precision": candidate.precision,
+        "threads": candidate.threads,
+        "batch": candidate.batch,
         **{metric: _number(metric, candidate.value(metric)) for metric in METRICS},
         "energy_status": None if energy is None else energy.status,
         "estimated": [metric for metric in METRICS if _is_estimate(candidate, metric)],

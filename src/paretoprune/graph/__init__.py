@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paretoprune.graph.activations import activated, put_activations
+from paretoprune.graph.flat import flat
 from paretoprune.graph.fold_norms import fold_norms
 from paretoprune.graph.gates import gate_derivatives
 from paretoprune.graph.influence import influences
@@ -40,6 +41,7 @@ __all__ = [
     "difference",
     "dump",
     "figures",
+    "flat",
     "fold_norms",
     "gate_derivatives",
     "hidden_nodes",

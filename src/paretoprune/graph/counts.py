@@ -51,3 +51,12 @@ def _per_sample(expr: Expr, widths: Widths, samples: Mapping[int, int]) -> int:
     if isinstance(expr, Product):
         return prod(_per_sample(f, widths, samples) for f in expr.factors)
     return sum(_per_sample(t, widths, samples) for t in expr.terms)
+
+
+def elements_of(found: Inferred, samples: Mapping[int, int], widths: Widths) -> int:
+    """Numbers that the operators write for one sample, views included."""
+    total = 0
+    for op in found.ops.values():
+        for dims in op.out if op.out and isinstance(op.out[0], list) else [op.out]:
+            total += prod(_per_sample(found.axes.resolve(e), widths, samples) for e in dims)
+    return total

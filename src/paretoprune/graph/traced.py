@@ -21,7 +21,7 @@ from paretoprune.graph.algebra import Atom, Expr, atoms_of
 from paretoprune.graph.axes import axes_of
 from paretoprune.graph.blocks import Blocks, blocks_of
 from paretoprune.graph.capture import capture
-from paretoprune.graph.counts import MacTerms, mac_terms, macs_of, parameters_of
+from paretoprune.graph.counts import MacTerms, elements_of, mac_terms, macs_of, parameters_of
 from paretoprune.graph.functional import written
 from paretoprune.graph.inference import Inferred, infer
 from paretoprune.graph.inputs import registered
@@ -122,6 +122,10 @@ class TracedGraph:
     @cached_property
     def _mac_terms(self) -> MacTerms:
         return mac_terms(self.inferred)
+
+    def elements(self, widths: Mapping[str, int] | None = None) -> int:
+        """Numbers that all operators write for one sample: what passes through memory between the layers."""
+        return elements_of(self.inferred, self.inferred.samples, self._widths(widths))
 
     def parameters(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from paretoprune.pipeline.prune import reconstruct
 from paretoprune.pipeline.pruned import Pruned
 from paretoprune.pipeline.space import Space
 from paretoprune.pipeline.study import Study
+from paretoprune.pipeline.swaps import EVERY
 from paretoprune.pipeline.threads import free_threads
 
 RECOVERY_SHARE = 0.75
@@ -50,8 +52,17 @@ def originals(study: Study) -> None:
             bar.advance(note=name)
 
 
-def carry_out_all(study: Study, space: Space, chosen: Sequence[Mapping[str, int]], steps: int, started: float) -> None:
+def carry_out_all(
+    study: Study,
+    space: Space,
+    chosen: Sequence[Mapping[str, int]],
+    steps: int,
+    started: float,
+    swaps: Sequence[str] = (),
+) -> None:
     """Every candidate in turn; one that fails is recorded with its cause and the search goes on.
+
+    `swaps`: the cheaper activation of each, or "".
 
     What the budget leaves no room for is left out, and said; the order of `chosen` covers the range early.
     """
@@ -61,7 +72,9 @@ def carry_out_all(study: Study, space: Space, chosen: Sequence[Mapping[str, int]
             if _cut_short(study, number, len(chosen), started):
                 break
             if not study.folder.has("failure", name):
-                _try(study, space, name, widths, steps)
+                swap = swaps[number - 1] if swaps else ""
+                plan = replace(space.plan(study, widths), activations={EVERY: swap} if swap else {})
+                _try(study, name, plan, steps)
             bar.advance(note=name)
     if not any(key.startswith("c") for key in study.folder.all("candidate")):
         raise AllCandidatesFailedError(f"no candidate could be finished: {grouped(study.folder.all('failure'))}")
@@ -79,9 +92,9 @@ def _cut_short(study: Study, number: int, planned: int, started: float) -> bool:
     return True
 
 
-def _try(study: Study, space: Space, name: str, widths: Mapping[str, int], steps: int) -> None:
+def _try(study: Study, name: str, plan: Plan, steps: int) -> None:
     try:
-        _carry_out(study, space, name, widths, steps)
+        _carry_out(study, name, plan, steps)
     except StoreError:
         raise
     except PruneError as error:
@@ -96,8 +109,7 @@ def grouped(failures: Mapping[str, Any]) -> str:
     return "; ".join(f"{n} × {cause}" for cause, n in sorted(counts.items(), key=lambda kv: -kv[1])) or "none was tried"
 
 
-def _carry_out(study: Study, space: Space, name: str, widths: Mapping[str, int], steps: int) -> None:
-    plan = space.plan(study, widths)
+def _carry_out(study: Study, name: str, plan: Plan, steps: int) -> None:
     todo = [p for p in study.settings.precisions if not study.folder.has("candidate", f"{name}-{p}")]
     if not todo:
         return
@@ -133,6 +145,7 @@ def reconstructed(study: Study, plan: Plan) -> Pruned:
         graphs.check(study.traced, plan)
     with study.timed("reconstruct"):
         notes = reconstruct(study.traced, cut, study.calibration, study.settings.calibration_samples)
+    notes += [f"{new} takes the place of {n} activations" for new, n in Counter(cut.activations.values()).items()]
     macs = study.traced.macs(widths_of(plan)), study.traced.macs()
     return Pruned(cut.program.module, plan, cut.kept, cut.program, *macs, tuple(notes))
 

@@ -18,7 +18,7 @@ from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Target, Task
 from paretoprune.core.quality import QUALITIES, quality_of, shifts
 from paretoprune.pipeline.pruned import Pruned
-from paretoprune.targets import find_target
+from paretoprune.pipeline.targets import find_target
 from paretoprune.targets.feeds import feed_of
 from paretoprune.tasks import (
     EPS,

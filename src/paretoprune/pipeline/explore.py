@@ -9,11 +9,10 @@ from paretoprune import graph as graphs
 from paretoprune.core.errors import PruneError
 from paretoprune.core.protocols import Proposal
 from paretoprune.pipeline.prune import recover_cut
-from paretoprune.pipeline.space import Space, predicted_cost
+from paretoprune.pipeline.space import Space
 from paretoprune.pipeline.study import Study
 from paretoprune.search.allocate import Allocation, allocate, spread
 from paretoprune.search.table import make_searcher
-from paretoprune.targets import CostTable
 
 EVALUATIONS_PER_CANDIDATE = 5
 
@@ -78,12 +77,11 @@ def _ask_and_tell(study: Study, space: Space) -> list[Allocation]:
 
 def _proxy(study: Study, space: Space) -> Callable[[Mapping[str, int]], tuple[float, float]]:
     reference = study.reference
-    table = CostTable(study.target)
 
     def evaluate(widths: Mapping[str, int]) -> tuple[float, float]:
         cut = graphs.cut(study.traced, space.plan(study, widths))
         recover_cut(study.traced, cut, study.grams, study.calibration)
-        return reference.divergence(cut.program), predicted_cost(study, table, widths)
+        return reference.divergence(cut.program), space.model.share(widths)
 
     return evaluate
 

@@ -25,12 +25,12 @@ from paretoprune.pipeline.pruned import Pruned
 from paretoprune.pipeline.ranking import normalised
 from paretoprune.pipeline.rounds import DOWN, FASTEST, SLOWEST, Round, adjusting, noise_of, pace
 from paretoprune.pipeline.runtime import measure
+from paretoprune.pipeline.targets import find_target
 from paretoprune.pipeline.tuning import options, training_copy, tune_
 from paretoprune.recover import Training
 from paretoprune.recover.inputs import device_of, to_device
 from paretoprune.recover.sparse import schedule_of
 from paretoprune.recover.training import LR
-from paretoprune.targets import find_target
 from paretoprune.tasks import check_data, evaluate, task_of
 
 MORE_ROUNDS = 2

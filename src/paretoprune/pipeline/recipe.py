@@ -69,6 +69,7 @@ class SearchSection(Section):
     criterion: str = _LEFT
     score_on: str = _LEFT
     objectives: list[str] = _LEFT
+    activations: list[str] = _LEFT
     metrics: list[str] = _LEFT
     robust_samples: int = _LEFT
     attack_eps: float = _LEFT
@@ -89,6 +90,8 @@ class TargetSection(Section):
     precisions: list[str] = _LEFT
     watts_per_core: float = _LEFT
     meter: str = _LEFT
+    tune_threads: list[int] = _LEFT
+    tune_batch: list[int] = _LEFT
 
 
 class OutputSection(Section):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from paretoprune.core.candidate import Candidate
 from paretoprune.core.errors import UnreachableLimitError
 from paretoprune.core.front import Front
+from paretoprune.pipeline import cost_model
 from paretoprune.pipeline.results import front_of
 from paretoprune.report import ReportData, RunFacts
 from paretoprune.report.html import write_report
@@ -17,7 +19,7 @@ REPORT = "report.html"
 _LATENCY = (
     "Batch 1, {threads} thread(s), on the exported file. Each file is timed in turns with the original (A B, B A), "
     "reloaded every ten pairs; the figure is the 20th percentile of {clock}, sampled until its 95 % bootstrap interval "
-    "is narrow. The speedup is the median of the paired ratios."
+    "is narrow. The speedup is the mean of the middle half of the paired ratios."
 )
 _ACCURACY = (
     "Share of the test set ({test} samples), read once for each exported file, with its 95 % Wilson interval. "
@@ -29,6 +31,11 @@ _SIZE = (
 _ENERGY = (
     "Read from a meter, or from counters where the machine has any, with the idle power subtracted; else CPU seconds "
     "times watts per core, marked as estimated. What was read stands at each figure."
+)
+
+_VERIFIED = (
+    "{fresh} of {files} files answered {samples} validation samples in a process of their own, and were compared with "
+    "the network that they came from ({judged}). A file that disagrees is no candidate."
 )
 
 
@@ -62,7 +69,7 @@ def report_data(view: RunView) -> ReportData:
     title = f"{about.get('model', 'network')}: {view.path.name}"
     facts = RunFacts(
         machine=front.target,
-        method=_method(about),
+        method=(*_method(about), *_verified(view)),
         stages=stages(view),
         notes=(reason, *notes(view, front)),
         failures=failures(view),
@@ -83,6 +90,17 @@ def _method(about: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     )
 
 
+def _verified(view: RunView) -> tuple[tuple[str, str], ...]:
+    """How the files were checked; nothing for a run of an earlier version."""
+    found = [record["verified"] for record in view.all("candidate").values() if "verified" in record]
+    if not found:
+        return ()
+    by = Counter({"metric": "the task's metric"}.get(v["by"], v["by"]) for v in found)
+    fresh, samples = sum(v["process"] == "fresh" for v in found), sorted({v["samples"] for v in found})
+    judged = ", ".join(f"{count} by {how}" for how, count in by.most_common())
+    return (("Verification", _VERIFIED.format(fresh=fresh, files=len(found), samples=samples[-1], judged=judged)),)
+
+
 def stages(view: RunView) -> tuple[tuple[str, float], ...]:
     """(stage, wall seconds in all runs of this folder), in the order of first use."""
     spent: dict[str, float] = {}
@@ -100,6 +118,7 @@ def notes(view: RunView, front: Front) -> tuple[str, ...]:
         said.append(f"the budget was spent after {short['carried out']} of {short['planned']} planned candidates")
     if view.quarantined:
         said.append(f"{view.quarantined} damaged line(s) of the journal were set aside in journal.quarantine")
+    said += cost_model.told(view.done(cost_model.STAGE, cost_model.KEY))
     busy = [c.name for c in front.candidates if (m := c.measurements.get("latency_ms")) and m.note]
     if busy:
         said.append(

@@ -65,6 +65,8 @@ def _candidate(view: RunView, name: str, record: Mapping[str, Any]) -> Candidate
         loader=None if network == "original" else _loader(view, network),
         explainer=partial(explain, view, name),
         absent=record.get("absent") or {},
+        threads=int(record.get("threads") or (view.identity or {}).get("settings", {}).get("threads", 1)),
+        batch=int(record.get("batch", 1)),
     )
 
 

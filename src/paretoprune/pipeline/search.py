@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,20 @@ from paretoprune.core.front import Front
 from paretoprune.core.limits import Limits
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
-from paretoprune.core.precision import carrier
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Meter, Target, Task
-from paretoprune.pipeline import candidates, choose, confirm, explore, results, space, together
-from paretoprune.pipeline.artefact import INT8_SAMPLES, measure
-from paretoprune.pipeline.exporting import write
+from paretoprune.pipeline import candidates, choose, confirm, explore, hardware, results, space, together
+from paretoprune.pipeline.artefact import export, measure
 from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
 from paretoprune.pipeline.settings import Settings, settings_of
 from paretoprune.pipeline.study import Study, identity
+from paretoprune.pipeline.swaps import check_swaps, with_swaps
+from paretoprune.pipeline.targets import find_target
 from paretoprune.pipeline.threads import free_threads
 from paretoprune.store.run import RunFolder
-from paretoprune.targets import find_target, open_meter
+from paretoprune.targets import open_meter
+from paretoprune.targets.traits import suffix_of
 from paretoprune.tasks import check_data, task_of
 
 
@@ -60,9 +62,17 @@ def search(
     DataError, ModelError, StoreError and others before.
     """
     settings = settings_of(limits, budget, **options)
+    if "precisions" not in options:
+        settings = _offered(settings, target)
     study = _open(model, example, data, task, target, device, settings, out, dynamic, progress or NoProgress(), meter)
     with study.folder:
         return run(study)
+
+
+def _offered(settings: Settings, target: str | Target) -> Settings:
+    """Without a word on precisions, those of the default that the target has."""
+    has = find_target(target, settings.threads).precisions
+    return replace(settings, precisions=tuple(p for p in settings.precisions if p in has or p == "fp32"))
 
 
 def run(study: Study) -> Front:
@@ -75,11 +85,13 @@ def run(study: Study) -> Front:
         options = space.build(study)
     _refuse_unreachable(study, options)
     chosen = study.once("chosen", "widths", lambda: [dict(w) for w in explore.explore(study, options)])
+    chosen, swaps = with_swaps(study, options, chosen)
     steps = candidates.steps_within(study, len(chosen), started)
     if study.settings.nested and steps:
         with free_threads():
             together.recover_together(study, options, chosen, steps)
-    candidates.carry_out_all(study, options, chosen, steps, started)
+    candidates.carry_out_all(study, options, chosen, steps, started, swaps)
+    hardware.tune(study)
     confirm.confirm(study)
     front = results.front_of(study.folder)
     if unmet := front.unmet():
@@ -154,6 +166,8 @@ def _open(
     meaning, runtime = task_of(task), find_target(target, settings.threads)
     check_parts(settings, runtime, device, data)
     reader = None if meter is None else open_meter(meter)
+    for threads in settings.tune_threads:
+        hardware.with_threads(runtime, threads)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     folder = Path(out) if out is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     RunFolder.refuse_unusable(folder)
@@ -162,6 +176,7 @@ def _open(
     with progress.stage("capture", None):
         traced = graphs.trace(model, example, dims)
     choose.chosen_axes(traced, settings.axes, settings.ignore)
+    check_swaps(traced, settings)
     check_metrics(settings, traced.example)
     module = traced.program.module
     with progress.stage("reading the data", None), warnings.catch_warnings(record=True) as caught:
@@ -227,13 +242,14 @@ def _measure_cheapest(study: Study, options: space.Space) -> dict[str, Any]:
 
 
 def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
-    plan = options.plan(study, {c.axis: c.widths[0] for c in options.choices})
+    widths = {c.axis: c.widths[0] for c in options.choices}
+    plan = options.plan(study, widths)
     module = graphs.cut(study.traced, plan).program.module
     taken: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         for precision in study.settings.precisions:
-            file = Path(folder) / f"{precision}.onnx"
-            calibration = study.calibration_inputs(INT8_SAMPLES)
-            write(study.target, module, study.one, file, carrier(precision), calibration)
-            taken[precision] = {k: m.to_json() for k, m in measure(study, "cheapest", file, memory=True).items()}
+            file = Path(folder) / f"{precision}{suffix_of(study.target)}"
+            export(study, f"cheapest-{precision}", module, file, precision)
+            figures = measure(study, "cheapest", file, widths=widths, memory=True)
+            taken[precision] = {k: m.to_json() for k, m in figures.items()}
     return taken

@@ -11,11 +11,13 @@ from typing import Any, Literal
 from paretoprune.core.errors import UsageError
 from paretoprune.core.front import metric_key
 from paretoprune.core.limits import Limits
+from paretoprune.core.plan import CHEAPER
 from paretoprune.core.quality import KEYS, quality_of
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 LEAST_SQUARES = "least-squares"
-_LISTS = ("ignore", "precisions", "objectives", "metrics")
+_LISTS = ("ignore", "precisions", "objectives", "metrics", "activations")
+_COUNTS = ("tune_threads", "tune_batch")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class Settings:
     its default. `watts_per_core`: what the energy estimate takes a busy core to draw, None for the documented default.
     `metrics`: figures to take beside those that cost nothing, e.g. "robust accuracy (fgsm)"; what a limit or an
     objective names is taken anyway. `robust_samples`: samples of a set that are disturbed for them; `attack_eps`:
-    largest change by an attack, as a share of the input's range.
+    largest change by an attack, as a share of the input's range. `activations`: cheaper ones, e.g. "relu", that half of
+    the candidates are carried out with in place of the network's own, and the whole network too. `tune_threads`,
+    `tune_batch`: every file competes at these threads and batch sizes too, with time and energy of one sample; none for
+    the search's own alone.
     """
 
     limits: tuple[str, ...] = ()
@@ -60,6 +65,9 @@ class Settings:
     metrics: tuple[str, ...] = ()
     robust_samples: int = 256
     attack_eps: float = 8 / 255
+    activations: tuple[str, ...] = ()
+    tune_threads: tuple[int, ...] = ()
+    tune_batch: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("candidates", "floor", "threads", "calibration_samples", "robust_samples"):
@@ -94,8 +102,19 @@ class Settings:
             metric_key(name)
         if not self.objectives or len({metric_key(name) for name in self.objectives}) != len(self.objectives):
             raise UsageError(f"objectives={list(self.objectives)}: give different metrics, at least one")
+        for name in self.activations:
+            if name not in CHEAPER:
+                raise UsageError(f"activations={list(self.activations)}: {name!r} is not one of {', '.join(CHEAPER)}")
+        if self.activations and self.nested:
+            raise UsageError("nested=True shares one network's weights, whose activations are the same: leave one out")
         for name in self.metrics:
             quality_of(name)
+        for name in _COUNTS:
+            given = getattr(self, name)
+            for value in given:
+                _at_least(name, value, 1)
+            if len(set(given)) != len(given):
+                raise UsageError(f"{name}={list(given)}: give different numbers")
         Limits.parse(self.limits)
 
     @property
@@ -117,7 +136,8 @@ def settings_of(limits: Sequence[str] = (), budget: str = "20 min", **options: A
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    lists = {k: _texts(k, v) for k, v in options.items() if k in _LISTS}
+    lists: dict[str, tuple[Any, ...]] = {k: _texts(k, v) for k, v in options.items() if k in _LISTS}
+    lists |= {k: _numbers(k, v) for k, v in options.items() if k in _COUNTS}
     return Settings(limits=_texts("limits", limits), budget_s=seconds(budget), **{**options, **lists})
 
 
@@ -141,6 +161,14 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
         raise UsageError(f"{name}={value!r}: give a list of texts")
     return tuple(texts)
+
+
+def _numbers(name: str, value: Any) -> tuple[Any, ...]:
+    """Several numbers; a single one may stand alone."""
+    numbers = (value,) if isinstance(value, int) else value
+    if not isinstance(numbers, (list, tuple)):
+        raise UsageError(f"{name}={value!r}: give a list of whole numbers")
+    return tuple(numbers)
 
 
 def _at_least(name: str, value: Any, least: int) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 from paretoprune import criteria, recover
 from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis
-from paretoprune.core.errors import TargetError
 from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Choice
-from paretoprune.pipeline import choose
+from paretoprune.pipeline import choose, cost_model
+from paretoprune.pipeline.cost_model import CostModel
 from paretoprune.pipeline.evidence import elimination
 from paretoprune.pipeline.prune import score
 from paretoprune.pipeline.settings import LEAST_SQUARES, Settings
@@ -27,11 +27,12 @@ WIDTHS_PER_AXIS = 8
 
 @dataclass(frozen=True)
 class Space:
-    """`order`: positions of each axis, first to go first. `step`: the target's channel step."""
+    """`order`: positions of each axis, first to go first. `step`: the target's channel step. `model`: of the cost."""
 
     choices: tuple[Choice, ...]
     order: Mapping[str, Sequence[int]]
     step: int
+    model: CostModel
 
     def plan(self, study: Study, widths: Mapping[str, int]) -> Plan:
         return choose.plan_of(study.traced, widths, self.order)
@@ -40,17 +41,19 @@ class Space:
 def build(study: Study) -> Space:
     """Order, widths, costs and errors, each stage journaled."""
     axes = choose.chosen_axes(study.traced, study.settings.axes, study.settings.ignore)
-    table = CostTable(study.target)
+    table = CostTable.cached(study.target)
     step = int(study.once("staircase", "fp32", lambda: _step(study, table))["step"])
     order = study.once("order", study.settings.criterion, lambda: _orders(study, axes))
     widths = {a.id: _widths(a, step, _floor(a, study.settings)) for a in axes}
     study.folder.once("widths", "axes", lambda: widths)  # the error curves below are read beside them
-    costs = study.once("cost table", "layers", lambda: _costs(study, table, widths))
+    model = cost_model.of(study, table, widths, order)
+    costs = study.once("cost table", "layers", lambda: _costs(study, model, widths))
+    table.keep()
     errors = study.once("error curves", "kl", lambda: _errors(study, axes, widths, order))
     choices = tuple(
         Choice(a.id, widths[a.id], tuple(errors[a.id]), tuple(costs[a.id])) for a in axes if len(widths[a.id]) > 1
     )
-    return Space(choices, order, step)
+    return Space(choices, order, step, model)
 
 
 def _step(study: Study, table: CostTable) -> dict[str, Any]:
@@ -87,34 +90,16 @@ def _orders(study: Study, axes: Sequence[Axis]) -> dict[str, list[int]]:
     return {a.id: found[a.id] if a.id in found else others[a.id] for a in axes}
 
 
-def _costs(study: Study, table: CostTable, widths: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+def _costs(study: Study, model: CostModel, widths: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
     """Predicted cost with one axis at each of its widths."""
     with study.progress.stage("cost table", sum(map(len, widths.values()))) as bar:
         result: dict[str, list[float]] = {}
         for axis, choices in widths.items():
             result[axis] = []
             for width in choices:
-                result[axis].append(predicted_cost(study, table, {axis: width}))
+                result[axis].append(model.share({axis: width}))
                 bar.advance(note=f"{axis} = {width}")
         return result
-
-
-def predicted_cost(study: Study, table: CostTable, widths: Mapping[str, int]) -> float:
-    """Share of the original's layer time that is left at these widths: the mean over the precisions.
-
-    Steps and savings differ between precisions; what is exported in both should pay in both.
-    """
-    original, narrower = study.traced.layers(), study.traced.layers(widths)
-    shares = []
-    for precision in study.settings.precisions:
-        try:
-            whole = sum(table.cost_ms(spec, precision) for spec in original)
-            shares.append(sum(table.cost_ms(spec, precision) for spec in narrower) / whole)
-        except TargetError:
-            # A layer that the target cannot run alone in this precision: fp32 decides.
-            if precision == "fp32":
-                raise
-    return sum(shares) / len(shares)
 
 
 def _errors(

@@ -26,9 +26,13 @@ from paretoprune.pipeline.outputs import Outputs
 from paretoprune.pipeline.settings import Settings
 from paretoprune.store.run import RunFolder
 from paretoprune.targets import Reader, fingerprint_id
+from paretoprune.targets.template import Templates
 from paretoprune.tasks import CheckedData, Shifting, input_range
 
-_LATER = ("nested", "metrics", "robust_samples", "attack_eps", "score_on")
+_LATER = (
+    *("nested", "metrics", "robust_samples", "attack_eps"),
+    *("activations", "tune_threads", "tune_batch", "score_on"),
+)
 """Settings that came after the first run folders: at their defaults they are no part of what a folder is bound to."""
 
 RANGE_SAMPLES = 256
@@ -75,6 +79,17 @@ class Study:
                 self.calibration,
                 samples=self.settings.calibration_samples,
             )
+
+    @cached_property
+    def templates(self) -> Templates:
+        """Files of this network, from which those of its narrower ones are cut."""
+        return Templates()
+
+    @cached_property
+    def exporter(self) -> Target:
+        """The target, with what it exported before at hand if it is one of ours that can use it."""
+        cutting = getattr(self.target, "cutting", None)
+        return self.target if cutting is None else cutting(self.templates)
 
     @cached_property
     def fakes(self) -> Fakes | None:

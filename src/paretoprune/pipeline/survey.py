@@ -12,7 +12,8 @@ from paretoprune.core.layers import LayerSpec
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline.opening import Network, name_of, opened
-from paretoprune.targets import CostTable, find_target
+from paretoprune.pipeline.targets import find_target
+from paretoprune.targets import CostTable, staircase
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,11 @@ def survey(model: Network, example: Any, *, time_on: str | None = None, progress
     traced = graphs.trace(model, example)
     parameters, macs = traced.parameters(), traced.macs()
     axes = tuple(_axis(traced, axis, parameters, macs) for axis in traced.axes)
-    layers = _layers(traced, time_on, progress or NoProgress())
+    table = None if time_on is None else CostTable.cached(find_target(time_on))
+    layers = _layers(traced, table, progress or NoProgress())
+    steps = () if table is None else _steps(traced, table)
     blocks = tuple(BlockFacts(b.name, b.removable, b.why, b.parameters, b.macs) for b in traced.blocks)
-    return Survey(name_of(model), parameters, macs, axes, layers, traced.notes, blocks)
+    return Survey(name_of(model), parameters, macs, axes, layers, (*traced.notes, *steps), blocks)
 
 
 def _axis(traced: TracedGraph, axis: Axis, parameters: int, macs: int) -> AxisFacts:
@@ -90,15 +93,26 @@ def _axis(traced: TracedGraph, axis: Axis, parameters: int, macs: int) -> AxisFa
     )
 
 
-def _layers(traced: TracedGraph, time_on: str | None, progress: Progress) -> tuple[LayerFacts, ...]:
+def _steps(traced: TracedGraph, table: CostTable) -> tuple[str, ...]:
+    """A sentence on the target's channel steps, for a network that has convolutions."""
+    if not any(spec.kind == "conv" for spec in traced.layers()):
+        return ()
+    step = staircase(table).step
+    table.keep()
+    how = f"in steps of {step} channels: keep multiples of it" if step > 1 else "as well at any number of channels"
+    return (f'{table.target.name} computes convolutions {how} (measured here; align="auto" does so)',)
+
+
+def _layers(traced: TracedGraph, table: CostTable | None, progress: Progress) -> tuple[LayerFacts, ...]:
     specs = traced.layers()
-    table = None if time_on is None else CostTable(find_target(time_on))
     with progress.stage("layers", len(specs)) as bar:
         found = []
         for spec in specs:
             ms = None if table is None else table.cost_ms(spec)
             found.append(LayerFacts(described(spec), macs_of(spec), ms))
             bar.advance()
+    if table is not None:
+        table.keep()
     return tuple(found)
 
 

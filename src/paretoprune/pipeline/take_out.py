@@ -30,7 +30,7 @@ def picked(run: str | Path, pick: str) -> Candidate:
     return named[pick]
 
 
-def copy_onnx(run: str | Path, member: Candidate, out: Path | None = None, force: bool = False) -> Path:
+def copy_file(run: str | Path, member: Candidate, out: Path | None = None, force: bool = False) -> Path:
     """The exported file that was measured. Raises FileError if it was altered or `out` holds something else."""
     view = RunFolder.read(run)
     source = view.verify(member.path.relative_to(view.path).as_posix())
@@ -49,7 +49,7 @@ def copy_torch(run: str | Path, member: Candidate, out: Path | None = None, forc
     record = view.done("candidate", member.name)
     network = record["network"] if record is not None else ""
     if network == "original":
-        raise UsageError(f"{member.name} is the network that you gave; export it --to onnx, or pick another")
+        raise UsageError(f"{member.name} is the network that you gave; export it --to file, or pick another")
     target = Path(out or network).absolute()
     for part in (WEIGHTS, MANIFEST):
         _copy(view.verify(f"members/{network}/{part}"), target / part, force)

@@ -66,9 +66,8 @@ class Graph:
             renamed(node, names)
 
     def free_name(self, wanted: str) -> str:
-        taken = self.constants.keys() | {o for n in self.nodes for o in n.output}
         name, number = wanted, 0
-        while name in taken:
+        while name in self.constants or any(name in n.output for n in self.nodes):
             number += 1
             name = f"{wanted}:{number}"
         return name
@@ -109,18 +108,33 @@ def fold_constants(graph: Graph) -> None:
     graph.rename(names)
 
 
+def compute_constants(graph: Graph) -> None:
+    """As `fold_constants`, of all that `graph.constants` alone lead to, whatever its size."""
+    known, chosen = set(graph.constants), list[NodeProto]()
+    for node in graph.nodes:
+        if _foldable(node) and known.issuperset(_reads(node)) and not graph.outputs.intersection(node.output):
+            chosen.append(node)
+            known.update(node.output)
+    values = _computed(graph, chosen) if chosen else {}
+    graph.constants |= values
+    gone = {id(node) for node in chosen if all(o in values for o in node.output if o)}
+    graph.nodes = [n for n in graph.nodes if id(n) not in gone]
+
+
 def fold_batch_norms(graph: Graph) -> None:
     """A batch norm with fixed statistics behind a convolution or linear layer scales that layer's outputs instead:
     w' = w γ / √(σ² + ε), b' = (b − μ) γ / √(σ² + ε) + β (Jacob et al. 2018, eq. 14)."""
     readers, makers = graph.readers(), {o: n for n in graph.nodes for o in n.output}
+    gone: set[int] = set()
     for norm in [n for n in graph.nodes if n.op_type == _NORMAL]:
         layer = makers.get(norm.input[0])
         alone = layer is not None and len(readers[norm.input[0]]) == 1 and norm.input[0] not in graph.outputs
         if layer is None or not alone or not _folds(graph, layer, norm):
             continue
-        _fold(graph, layer, norm)
-        graph.nodes.remove(norm)
+        _fold(graph, layer, norm, readers)
+        gone.add(id(norm))
         layer.output[0] = norm.output[0]
+    graph.nodes = [n for n in graph.nodes if id(n) not in gone]
 
 
 def drop_unread(graph: Graph) -> None:
@@ -246,7 +260,7 @@ def _folds(graph: Graph, layer: NodeProto, norm: NodeProto) -> bool:
     return True
 
 
-def _fold(graph: Graph, layer: NodeProto, norm: NodeProto) -> None:
+def _fold(graph: Graph, layer: NodeProto, norm: NodeProto, readers: dict[str, list[NodeProto]]) -> None:
     gamma, beta, mean, var = (graph.constants[n].astype(np.float64) for n in norm.input[1:5])
     scale = gamma / np.sqrt(var + _attribute(norm, "epsilon", 1e-5))
     weight = graph.constants[layer.input[1]]
@@ -256,10 +270,11 @@ def _fold(graph: Graph, layer: NodeProto, norm: NodeProto) -> None:
     bias = graph.constants[layer.input[2]].astype(np.float64) if named else 0.0
     name = layer.input[2] if named else _bias_name(layer.input[1])
     folded = ((weight * scale.reshape(shape)).astype(weight.dtype), ((bias - mean) * scale + beta).astype(weight.dtype))
-    readers = graph.readers()
     names = [n if len(readers.get(n, ())) <= 1 else graph.free_name(n) for n in (layer.input[1], name)]
     if not named:
         names[1] = graph.free_name(name)
+    for old in layer.input[1:3]:
+        readers[old] = [n for n in readers.get(old, ()) if n is not layer]
     graph.constants |= dict(zip(names, folded, strict=True))
     source = layer.input[0]
     del layer.input[:]

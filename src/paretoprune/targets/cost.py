@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -14,9 +16,11 @@ from paretoprune.core.errors import FileError, TargetError, UsageError
 from paretoprune.core.layers import LayerSpec
 from paretoprune.core.precision import carrier
 from paretoprune.core.protocols import Target
+from paretoprune.targets import cache
 from paretoprune.targets.fingerprint import fingerprint_id
-from paretoprune.targets.latency import Timer, Timing, Work
+from paretoprune.targets.latency import Timer, Work
 from paretoprune.targets.layers import layer_model
+from paretoprune.targets.traits import timing_for
 
 COST_SCHEMA = 1
 BUDGET_MS = 40.0
@@ -38,6 +42,7 @@ class CostTable:
         self.target = target
         self.fingerprint = fingerprint_id(target.fingerprint())
         self._known: dict[tuple[LayerSpec, str], float] = {}
+        self._kept = 0
 
     def __len__(self) -> int:
         return len(self._known)
@@ -53,6 +58,26 @@ class CostTable:
         return {"schema": COST_SCHEMA, "target": self.fingerprint, "costs": costs}
 
     @classmethod
+    def cached(cls, target: Target) -> CostTable:
+        """With what was measured on this very target before, in any run; see `targets/cache.py`."""
+        table = cls(target)
+        with contextlib.suppress(FileError):
+            table = cls.from_json(cache.read(table._file) or {}, target)
+        table._kept = len(table)
+        return table
+
+    def keep(self) -> None:
+        """Put what is new into the cache, beside what other processes have put there."""
+        if len(self) > self._kept:
+            known = {**CostTable.cached(self.target)._known, **self._known}
+            self._known, self._kept = known, len(known)
+            cache.write(self._file, self.to_json())
+
+    @property
+    def _file(self) -> str:
+        return f"costs-{self.fingerprint}"
+
+    @classmethod
     def from_json(cls, data: Mapping[str, Any], target: Target) -> CostTable:
         """Raises FileError for a table of another machine or a newer schema."""
         table = cls(target)
@@ -65,10 +90,16 @@ class CostTable:
             raise FileError(f"the cost table was measured on {mark}, this target is {table.fingerprint}; measure again")
         try:
             for row in data["costs"]:
-                table._known[LayerSpec.from_json(row["spec"]), str(row["precision"])] = float(row["ms"])
-        except (KeyError, TypeError, ValueError) as error:
+                table._known[LayerSpec.from_json(row["spec"]), str(row["precision"])] = _positive(row["ms"])
+        except (KeyError, TypeError, ValueError, UsageError) as error:
             raise FileError(f"the cost table is damaged ({error!r}): measure again") from error
         return table
+
+
+def _positive(ms: Any) -> float:
+    if not (math.isfinite(float(ms)) and float(ms) > 0):
+        raise ValueError(f"{ms} ms")
+    return float(ms)
 
 
 def conv_cost(table: CostTable, spec: LayerSpec, widths: Iterable[int], precision: str = "fp32") -> dict[int, float]:
@@ -83,13 +114,17 @@ def measure_layer(target: Target, spec: LayerSpec, precision: str = "fp32") -> f
         raise UsageError(
             f"precision {precision!r} is not offered by {target.name}; use {' or '.join(target.precisions)}"
         )
-    timing = Timing(min_sample_ms=SAMPLE_MS, basis="cpu" if target.threads == 1 else "wall")
+    timing = timing_for(target, min_sample_ms=SAMPLE_MS)
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         timers = [Timer(_work(target, spec, copies, precision, Path(folder)), timing) for copies in (1, 2)]
     return _difference(timers, 0 if timing.basis == "cpu" else 1, f"{spec}")
 
 
 def _work(target: Target, spec: LayerSpec, copies: int, precision: str, folder: Path) -> Work:
+    own = getattr(target, "layer", None)
+    if own is not None:
+        work: Work = own(spec, copies, precision)
+        return work
     path = folder / f"layer{copies}.onnx"
     path.write_bytes(layer_model(spec, copies, precision).SerializeToString())
     runner, feed = target.load(path), {"x": spec.example()}

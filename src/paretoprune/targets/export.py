@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from paretoprune.targets.feeds import Signature, array_of, randomised, resized, 
 from paretoprune.targets.files import new_file
 from paretoprune.targets.session import FileRunner, one_line
 from paretoprune.targets.symbolic import known_operators
+from paretoprune.targets.template import WRAPPER, Templates
 from paretoprune.targets.verify import check_finite, check_outputs, check_varies
 
 OPSET = 17
@@ -32,9 +33,6 @@ TRACE_BATCH = 2
 
 VERIFY_BATCHES = (3, 1)
 """Neither is the batch that was traced, so a frozen batch shows."""
-
-
-_PREFIX = "module."
 
 
 class _Flat(nn.Module):
@@ -54,18 +52,59 @@ class _Flat(nn.Module):
         return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
-def export_fp32(load: Callable[[Path], FileRunner], module: nn.Module, example: Example, path: Path) -> Path:
-    """Write, reload with `load`, compare at two batch sizes, then put in place. See `OnnxRuntime.export`."""
+def export_fp32(
+    load: Callable[[Path], FileRunner],
+    module: nn.Module,
+    example: Example,
+    path: Path,
+    passes: Sequence[str] | None = None,
+    templates: Templates | None = None,
+) -> Path:
+    """Write, reload with `load`, compare at two batch sizes, then put in place. See `OnnxRuntime.export`.
+
+    `passes`: of `clean.PASSES`, those that the file goes through; all of them by default. `templates`: files of this
+    structure that were exported before, from which this one is cut where that is right.
+    """
     check_dtypes(module)
     signature, tensors = signature_of(example)
     tensors = [tensor.to(_device(module)) for tensor in tensors]
     with evaluating(module), new_file(path) as file:
         flat = _Flat(module, signature)
         traced = _batched(signature, tensors, TRACE_BATCH)
-        folded = with_constants(module, Example(*signature.arguments(traced)))
-        write_onnx(_Flat(folded, signature), traced, file)
+
+        def folded() -> nn.Module:
+            return with_constants(module, Example(*signature.arguments(traced)))
+
+        if templates is not None and _cut(templates, load, flat, tensors, file, folded, passes):
+            return path
+        raw = write_onnx(_Flat(folded(), signature), traced, file, passes)
         verify(load(file), flat, tensors)
+        if templates is not None:
+            templates.learn(module, signature, raw)
     return path
+
+
+def _cut(
+    templates: Templates,
+    load: Callable[[Path], FileRunner],
+    flat: _Flat,
+    tensors: list[torch.Tensor],
+    file: Path,
+    folded: Callable[[], nn.Module],
+    passes: Sequence[str] | None,
+) -> bool:
+    """Was the file made from an earlier one? It was compared with the network like any other."""
+    raw = templates.cut(flat.module, flat.signature, folded)
+    if raw is None:
+        return False
+    try:
+        onnx.save(tidied(raw, passes), str(file))
+        verify(load(file), flat, tensors)
+    except (TargetError, ValueError) as error:
+        templates.refused(flat.module, flat.signature, one_line(error))
+        return False
+    templates.took()
+    return True
 
 
 def check_dtypes(module: nn.Module) -> None:
@@ -78,8 +117,13 @@ def check_dtypes(module: nn.Module) -> None:
             )
 
 
-def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
-    """Trace `flat` and write opset 17 with dimension 0 dynamic. Raises TargetError naming the exporter's reason."""
+def write_onnx(
+    flat: _Flat, tensors: list[torch.Tensor], file: Path, passes: Sequence[str] | None = None
+) -> onnx.ModelProto:
+    """Trace `flat` and write opset 17 with dimension 0 dynamic. Raises TargetError naming the exporter's reason.
+
+    Gives what the exporter made, before it was tidied.
+    """
     with torch.no_grad():
         outputs = flat(*tensors)
     if not outputs:
@@ -102,10 +146,12 @@ def write_onnx(flat: _Flat, tensors: list[torch.Tensor], file: Path) -> None:
                 do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
             )
-            onnx.save(tidied(_with_names(onnx.load(str(file)))), str(file))
+            raw = _with_names(onnx.load(str(file)))
+            onnx.save(tidied(raw, passes), str(file))
     except (RuntimeError, TypeError, ValueError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
         raise TargetError(f"the ONNX exporter refused the network: {one_line(error)}") from error
     check_one_way(flat, type(flat.module).__name__, tensors, places)
+    return raw
 
 
 def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -113,7 +159,7 @@ def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     taken = {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
     taken |= {v.name for v in graph.input}
-    names = {t.name: t.name.removeprefix(_PREFIX) for t in graph.initializer if t.name.startswith(_PREFIX)}
+    names = {t.name: t.name.removeprefix(WRAPPER) for t in graph.initializer if t.name.startswith(WRAPPER)}
     names = {old: new for old, new in names.items() if new not in taken}
     for tensor in graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)

@@ -73,7 +73,9 @@ def feed_of(example: Example) -> dict[str, NDArray[Any]]:
 
 
 def array_of(tensor: torch.Tensor) -> NDArray[Any]:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+    """bfloat16, which numpy lacks, becomes float32, which holds it exactly."""
+    tensor = tensor.detach().cpu()
+    return np.ascontiguousarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 def resized(tensor: torch.Tensor, batch: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ take a search with it.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,14 +86,17 @@ def in_fresh_process(
             "threads": opener.threads,
             "model": str(path.absolute()),
             "runs": RUNS,
+            "parent": os.getpid(),
             "feeds": [list(feed) for feed in (sample, *batches)],
         }
         (place / "job.json").write_text(json.dumps(job), "utf-8")
-        told = _run([sys.executable, "-P", str(CHILD), folder], path, timeout_s)
+        # What `reopen` names is found there where this process would find it.
+        found = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} if opener.reopen else {}
+        told = _run([sys.executable, "-P", str(CHILD), folder], path, timeout_s, {**os.environ, **found})
         try:
             grown, first = told.split()[-2:]
             return Fresh(int(grown), int(first), _outputs(place / "outputs.npz", len(batches)))
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, BadZipFile) as error:
             raise TargetError(f"{path} gave no answer in a fresh process ({error})") from error
 
 
@@ -109,10 +114,18 @@ def _outputs(file: Path, batches: int) -> tuple[tuple[NDArray[Any], ...], ...]:
         return tuple(tuple(archive[f"{n}_{i}"] for i in range(count)) for n, count in enumerate(counts))
 
 
-def _run(command: list[str], path: Path, timeout_s: float) -> str:
+def _run(command: list[str], path: Path, timeout_s: float, environment: Mapping[str, str]) -> str:
+    """In a session of its own: Ctrl-C is for this process, and would pass for a failure of the file in the other."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env=dict(environment),
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired as error:
         raise TargetError(f"{path} took over {timeout_s:g} s in a fresh process, which was ended") from error

@@ -20,6 +20,13 @@ def median(values: Floats) -> Floats:
     return np.asarray(np.median(values, axis=-1), dtype=np.float64)
 
 
+def middle_mean(values: Floats) -> Floats:
+    """The mean of the middle half: nearly as deaf to a burst as the median, and steadier."""
+    ordered = np.sort(values, axis=-1)
+    cut = ordered.shape[-1] // 4
+    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1), dtype=np.float64)
+
+
 def low_quantile(values: Floats) -> Floats:
     """The 20th percentile: deaf to interruptions above it, and to a few lucky samples below it."""
     return np.asarray(np.quantile(values, 0.2, axis=-1), dtype=np.float64)

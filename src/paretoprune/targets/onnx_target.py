@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from paretoprune.targets.feeds import Feed
+    from paretoprune.targets.template import Templates
 
 ALIKE_SAMPLES = 31
 
@@ -32,6 +34,8 @@ class OnnxTarget:
     name: str
     threads: int
     precisions: tuple[str, ...] = ("fp32", "int8")
+    _passes: tuple[str, ...] | None = None
+    _templates: Templates | None = None
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
@@ -53,22 +57,43 @@ class OnnxTarget:
         layers. Raises ExportMismatchError with the largest error if they disagree, TargetError if the export is
         impossible, PlanError for `bits` that fit nothing.
         """
-        from paretoprune.targets.export import export_fp32
         from paretoprune.targets.feeds import feed_of
 
         self.check(precision)
         if precision == "fp32" and not bits:
-            return export_fp32(self.load, module, example, Path(path))
+            return self._exported(module, example, Path(path))
         if calibration is None and PRECISIONS[precision].calibrated:
             raise TargetError(f"{precision} needs calibration batches to learn the ranges; give calibration=")
         with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
-            fp32 = export_fp32(self.load, module, example, Path(folder) / "fp32.onnx")
+            fp32 = self._exported(module, example, Path(folder) / "fp32.onnx")
             feeds = alike(example) if calibration is None else (feed_of(inputs) for inputs in calibration)
             return self.quantized(fp32, Path(path), feeds, precision, bits)
 
     def check(self, precision: str) -> None:
         """Raises UsageError for a precision that is not offered here, TargetError for one that this machine lacks."""
         check_offered(precision, self.precisions, self.name)
+
+    def cleaning(self, passes: Sequence[str]) -> Self:
+        """The same target, whose files go through these passes of `targets.clean` alone. Raises UsageError."""
+        from paretoprune.targets.clean import PASSES
+
+        if isinstance(passes, str) or (unknown := [name for name in passes if name not in PASSES]):
+            given = passes if isinstance(passes, str) else unknown[0]
+            raise UsageError(f"cleanup: {given!r} is no list of passes; there are {', '.join(map(repr, PASSES))}")
+        other = copy.copy(self)
+        other._passes = tuple(name for name in PASSES if name in passes)
+        return other
+
+    def cutting(self, templates: Templates) -> Self:
+        """The same target; what it exports is cut from `templates` where that is right, and adds to them."""
+        other = copy.copy(self)
+        other._templates = templates
+        return other
+
+    def _exported(self, module: nn.Module, example: Example, path: Path) -> Path:
+        from paretoprune.targets.export import export_fp32
+
+        return export_fp32(self.load, module, example, path, self._passes, self._templates)
 
     def load(self, path: Path) -> FileRunner:
         raise NotImplementedError

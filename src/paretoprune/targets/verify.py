@@ -20,6 +20,9 @@ ROUNDING = 1e-5
 INTEGER_DISAGREEMENT = 0.01
 """Share of integer or boolean outputs that may differ, for instance an argmax between near-equal values."""
 
+MIN_HALF_SNR_DB = 20.0
+"""A bf16 or fp16 file whose error is more than a tenth of its output's spread is no copy of the network."""
+
 MIN_BLIND_SNR_DB = 10.0
 """The same where there are no labels to ask. White noise of that power on the outputs costs a ResNet-20 on CIFAR-10 3
 points and SqueezeNet on ImageNet 8; at 5 dB they are 9 and 20, past MAX_DROP (docs/decisions/0023)."""
@@ -75,6 +78,24 @@ def check_outputs(what: str, names: Sequence[str], expected: Outputs, given: Out
             )
         worst = max(worst, found.error / found.allowed if found.error else 0.0)
     return worst
+
+
+def check_half(what: str, names: Sequence[str], pairs: Sequence[tuple[Outputs, Outputs]]) -> None:
+    """(expected, given) of several batches. Raises ExportMismatchError for other shapes, NaN and a low ratio."""
+    for expected, given in pairs:
+        if len(expected) != len(given):
+            raise ExportMismatchError(f"{what}: {len(given)} outputs, the network has {len(expected)}; file rejected")
+        for name, a, b in zip(names, expected, given, strict=True):
+            check_shape(what, name, a, b)
+            if np.isfinite(a).all() and not np.isfinite(b).all():
+                raise ExportMismatchError(f"{what}: output {name!r} overflows; keep the network in fp32")
+    ratio = snr_db([a for a, _ in pairs], [b for _, b in pairs])
+    if ratio < MIN_HALF_SNR_DB:
+        error = largest_error([a for a, _ in pairs], [b for _, b in pairs])
+        raise ExportMismatchError(
+            f"{what}: outputs differ by up to {error:.3g}, a signal-to-noise ratio of {ratio:.1f} dB; at least "
+            f"{MIN_HALF_SNR_DB:g} dB is asked for, so the file is rejected"
+        )
 
 
 def check_shape(what: str, name: str, expected: NDArray[Any], given: NDArray[Any]) -> None:

@@ -17,9 +17,10 @@ _SUITES = {
     "MeterCase": "paretoprune.testing.meter",
     "RecordedMeter": "paretoprune.testing.meter",
     "SearcherCase": "paretoprune.testing.searcher",
+    "TargetCase": "paretoprune.testing.target",
 }
 
-__all__ = ["CriterionCase", "MeterCase", "RecordedMeter", "SearcherCase"]
+__all__ = ["CriterionCase", "MeterCase", "RecordedMeter", "SearcherCase", "TargetCase"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,143 @@
+"""From a module to a verified graph file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from paretoprune.core.copies import duplicate
+from paretoprune.core.errors import TargetError
+from paretoprune.core.graph import Example
+from paretoprune.targets.export import VERIFY_BATCHES, _batched, _device, _feed, _Flat, evaluating, verify
+from paretoprune.targets.feeds import array_of, randomised, signature_of
+from paretoprune.targets.files import new_file
+from paretoprune.targets.graph_file import DTYPES, GraphFile, Graphs, Input, write
+from paretoprune.targets.session import FileRunner, one_line
+from paretoprune.targets.torch_target import DTYPES as TYPES
+from paretoprune.targets.verify import check_finite, check_half, check_varies
+
+
+def export(
+    load: Callable[[Path], FileRunner],
+    graphs: Graphs,
+    module: nn.Module,
+    example: Example,
+    path: Path,
+    precision: str,
+) -> Path:
+    """See `Torch.export`."""
+    dtype: torch.dtype = getattr(torch, TYPES[precision])
+    converted = _converts(module, dtype, precision)
+    signature, tensors = signature_of(example)
+    tensors = [tensor.to(_device(module)) for tensor in tensors]
+    example = Example(*signature.arguments(tensors))
+    with evaluating(module), new_file(path) as file:
+        flat = _Flat(module, signature)
+        with torch.no_grad():
+            count = len(flat(*tensors))
+        if not count:
+            raise TargetError("the network returns no tensor, so there is nothing to export")
+        write(file, _held(graphs, module, example, precision, dtype if converted else None, count))
+        if precision == "fp32":
+            verify(load(file), flat, tensors)
+        else:
+            _verify_half(load(file), flat, tensors, precision)
+    return path
+
+
+def _converts(module: nn.Module, dtype: torch.dtype, precision: str) -> bool:
+    """Whether a float32 network becomes one of `dtype`. A network of another type is refused, never cast in silence."""
+    found: dict[torch.dtype, str] = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() or tensor.is_complex():
+            found.setdefault(tensor.dtype, name)
+    if set(found) <= {dtype}:
+        return False
+    if set(found) == {torch.float32}:
+        return True
+    name, other = next((n, t) for t, n in found.items() if t != dtype)
+    own = next((p for p, t in TYPES.items() if getattr(torch, t) == other and len(found) == 1), None)
+    remedy = f"give precision={own!r}, or convert it: model.float()" if own else "convert it first: model.float()"
+    raise TargetError(
+        f"{name} is {_short(other)}, and the export in {precision} takes networks that are float32"
+        f"{'' if dtype == torch.float32 else f' or {_short(dtype)}'} throughout: {remedy}"
+    )
+
+
+def _held(
+    graphs: Graphs, module: nn.Module, example: Example, precision: str, convert: torch.dtype | None, outputs: int
+) -> GraphFile:
+    given = example
+    if convert is not None:
+        module, given = _converted(module, convert), _cast(example, convert)
+    try:
+        graph, tensors, ordered = graphs.dump(module, given)
+    except RuntimeError as error:
+        raise TargetError(f"the network cannot be computed in {precision}: {one_line(error)}") from error
+    # The arrays that are given have the example's own type, whatever the network computes in.
+    edges = {name: array_of(t[:0] if t.dim() else t).dtype for name, t in _named(example).items()}
+    return GraphFile(precision, _inputs(ordered, edges), outputs, graph, tensors)
+
+
+def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    try:
+        return duplicate(module).to(dtype)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise TargetError(
+            f"{type(module).__name__} cannot be copied to become {_short(dtype)}: {one_line(error)}"
+        ) from error
+
+
+def _cast(example: Example, dtype: torch.dtype) -> Example:
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    args, kwargs = pytree.tree_map(cast, (example.args, dict(example.kwargs)))
+    return Example(args, kwargs)
+
+
+def _named(example: Example) -> dict[str, torch.Tensor]:
+    signature, tensors = signature_of(example)
+    return dict(zip(signature.names, tensors, strict=True))
+
+
+def _inputs(example: Example, edges: dict[str, Any]) -> tuple[Input, ...]:
+    signature, tensors = signature_of(example)
+    at = dict(zip(signature.places, zip(signature.names, tensors, signature.batched, strict=True), strict=True))
+    return tuple(_input(value, at.get(place), edges) for place, value in enumerate(signature.leaves))
+
+
+def _input(value: Any, named: tuple[str, torch.Tensor, bool] | None, edges: dict[str, Any]) -> Input:
+    if named is None:
+        if not isinstance(value, (bool, int, float, str, type(None))):
+            raise TargetError(f"an input is a {type(value).__name__}, which a file cannot hold: give tensors")
+        return Input(value=value)
+    name, tensor, batched = named
+    dtype = str(edges[name])
+    if dtype not in DTYPES:
+        raise TargetError(f"{name} is {dtype}; a file takes {', '.join(DTYPES)}")
+    return Input(name, dtype, _short(tensor.dtype), tuple(tensor.shape), batched)
+
+
+def _verify_half(runner: FileRunner, flat: _Flat, tensors: list[torch.Tensor], precision: str) -> None:
+    """Against the network as it was given, on random inputs like the example, at two batch sizes."""
+    generator, kind = torch.Generator().manual_seed(0), flat.module.__class__.__name__
+    pairs = []
+    for batch in VERIFY_BATCHES:
+        fresh = [randomised(t, generator) for t in _batched(flat.signature, tensors, batch)]
+        with torch.no_grad():
+            expected = [array_of(output) for output in flat(*fresh)]
+        given = runner(_feed(runner, flat.signature, fresh))
+        check_finite(f"{kind} at batch {batch}, before export", runner.output_names, expected)
+        pairs.append((expected, given))
+    check_half(f"{kind} in {precision}", runner.output_names, pairs)
+    check_varies(kind, [expected for expected, _ in pairs])
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
