@@ -73,8 +73,9 @@ def fake_graph(
         layout, file, few = layout_of(int8), onnx.load(str(int8)), _first(calibration[0])
         values = tensors_in(fp32, layout.activations, feed_of(few))
         corrected = biases_of(int8)
-    _take_biases(module, corrected)
-    fakes = _fakes(layout, matched(shown, few, values), graphs.tensors_of(module), binary, target.name)
+    nodes = matched(shown, few, values)
+    _take_biases(module, corrected)  # only now: matched by what the fp32 file computes
+    fakes = _fakes(layout, nodes, graphs.tensors_of(module), binary, target.name)
     return FakeGraph(fakes.within(module), file, layout, fakes.missed)
 
 
