@@ -25,6 +25,14 @@ if importlib.util.find_spec("torchvision"):  # after `make zoo`; transformers im
 
     torchvision_operators()
 
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of costs for the processes that tests start: what one has measured, no other measures again."""
+    base = tmp_path_factory.getbasetemp()
+    return str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "costs")
+
+
 _LONGEST = ("faults/test_cli.py", "graph/test_random_", "cli/", "graph/test_rules_attention.py")
 """Files that take longest: they start first, so that no worker is left alone with one at the end."""
 

@@ -22,14 +22,14 @@ Invoke = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, shared_cache: str) -> Path:
     """The run folder of one complete run by a real process."""
     folder = tmp_path_factory.mktemp("finished") / "work"
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
         [sys.executable, "-m", "paretoprune", "run", "recipe.toml"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(SRC)},
+        env={**os.environ, "PYTHONPATH": str(SRC), "PARETOPRUNE_CACHE": shared_cache},
         capture_output=True,
         text=True,
         check=False,
@@ -47,8 +47,9 @@ def work(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def invoke(monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+def invoke(monkeypatch: pytest.MonkeyPatch, shared_cache: str) -> Iterator[Invoke]:
     """Call the program inside this process; nothing that it changes for itself outlives the test."""
+    monkeypatch.setenv("PARETOPRUNE_CACHE", shared_cache)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "tiny_net", raising=False)
 

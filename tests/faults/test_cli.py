@@ -42,7 +42,8 @@ def copy_tiny(folder: Path) -> Path:
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Path:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: str) -> Path:
+    monkeypatch.setenv("PARETOPRUNE_CACHE", shared_cache)
     return copy_tiny(tmp_path / "work")
 
 
@@ -295,12 +296,12 @@ def test_64_paths_and_messages_command_no_terminal(invoke: Invoke, work: Path) -
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def hostile(tmp_path_factory: pytest.TempPathFactory, shared_cache: str) -> tuple[Path, str, str]:
     """A run with secrets in the environment and in the recipe, into a folder with an escape sequence in its name."""
     work = copy_tiny(tmp_path_factory.mktemp("hostile") / "work")
     changes = [f"model.args.token={SECRET}", f"data.args.token={SECRET}", 'output.folder="runs/\\u001b[31mred"']
     words = [word for change in changes for word in ("--set", change)]
-    environment = {**os.environ, "PYTHONPATH": str(SRC), "MY_API_KEY": SECRET}
+    environment = {**os.environ, "PYTHONPATH": str(SRC), "MY_API_KEY": SECRET, "PARETOPRUNE_CACHE": shared_cache}
     done = subprocess.run(
         [sys.executable, "-m", "paretoprune", "run", "recipe.toml", *words, *FP32, "--set", "search.candidates=1"],
         cwd=work,
