@@ -160,7 +160,6 @@ class Own:
 
 
 def test_a_target_that_knows_no_single_layers_says_so(net: nn.Module, example: Example, tmp_path: Any) -> None:
-    assert pp.export(net, example.args[0], tmp_path / "a.onnx", Own()) == tmp_path / "a.onnx"
     with pytest.raises(UsageError, match="target own writes all layers in one precision"):
         pp.export(net, example.args[0], tmp_path / "a.onnx", Own(), bits={"*": "fp32"})
 

@@ -23,6 +23,8 @@ class Example:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     per_sample: tuple[int, ...] | None = field(default=None, compare=False)
     """Per leaf: entries of its first dimension that belong to one sample, 0 where that is no batch; None: one each."""
+    dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
+    """By input name: dimensions beside the batch whose size may be another one, e.g. the length of a sequence."""
 
     @classmethod
     def of(cls, example: Any) -> Example:

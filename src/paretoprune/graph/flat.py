@@ -17,7 +17,8 @@ from paretoprune.graph.serialize import dump
 def flat(model: nn.Module, example: Example) -> tuple[fx.GraphModule, Example]:
     """(graph, example): the graph takes the example's leaves in their order and gives its output's leaves.
 
-    The batch is dynamic; the model is not changed. Raises ModelError, CaptureError, DataError.
+    The batch is dynamic, and what the example says. The model is not changed. Raises ModelError, CaptureError,
+    DataError.
     """
     model, _ = unwrapped(model)
     check_sound(model)
@@ -28,7 +29,8 @@ def flat(model: nn.Module, example: Example) -> tuple[fx.GraphModule, Example]:
     else:
         module, inputs = _captured(model, example)
     order = _names(module)
-    inputs = Example(inputs.args, {n: inputs.kwargs[n] for n in order if n in inputs.kwargs})
+    named = {n: inputs.kwargs[n] for n in order if n in inputs.kwargs}
+    inputs = Example(inputs.args, named, dynamic=example.dynamic)
     leaves = pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
     count = sum(n.op == "placeholder" for n in module.graph.nodes)
     if len(leaves) != count:
@@ -54,7 +56,7 @@ def _captured(model: nn.Module, example: Example) -> tuple[fx.GraphModule, Examp
     registered((example.args, dict(example.kwargs)))
     with untouched_rng(model):
         clone, _ = private_copy(model)
-        captured = capture(clone, example)
+        captured = capture(clone, example, example.dynamic)
     return runnable(captured.module), captured.example
 
 

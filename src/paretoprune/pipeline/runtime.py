@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def export(
     check: Iterable[Any] | None = None,
     task: str | Task | None = None,
     cleanup: Sequence[str] | None = None,
+    dynamic: Mapping[str, Iterable[int]] | None = None,
 ) -> Path:
     """Write `model` as a file of the target, reload it here and in a fresh process, and compare it with the model.
 
@@ -53,13 +55,15 @@ def export(
     `calibration`, else random ones like the example: fp32 is judged by outputs, a reduced precision by the signal-to-
     noise ratio, or by the metric of `task` where the batches have labels. `cleanup`: passes that an ONNX file goes
     through: "constants" (what depends on no input is computed), "batch norms" (go into the layers before them),
-    "unread" (what no output depends on goes); by default those of the plan, or all. Raises ModelError for NaN weights
-    and the like, PlanError for `bits` that fit nothing, and ExportMismatchError with the largest error; what was at
-    `path` before stands then.
+    "unread" (what no output depends on goes); by default those of the plan, or all. `dynamic`: dimensions beside the
+    batch that stay open, by input name, e.g. the length of a sequence; checked at another size. Raises ModelError for
+    NaN weights and the like, PlanError for `bits` that fit nothing, and ExportMismatchError with the largest error;
+    what was at `path` before stands then.
     """
     module = model.model if isinstance(model, Pruned) else model
     graphs.check_sound(module)
-    inputs, runtime = Example.of(example), _cleaning(find_target(target), model, cleanup)
+    dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
+    inputs, runtime = replace(Example.of(example), dynamic=dims), _cleaning(find_target(target), model, cleanup)
     bits = model.plan.bits if bits is None and isinstance(model, Pruned) else bits
     known = None if calibration is None else list(until(calibration, SAMPLES))
     fitting = None if known is None else [split_batch(batch)[0] for batch in known]

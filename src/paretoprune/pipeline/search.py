@@ -175,6 +175,7 @@ def _open(
     graphs.check_model(model)
     with progress.stage("capture", None):
         traced = graphs.trace(model, example, dims)
+        traced = replace(traced, example=replace(traced.example, dynamic=dims))
     choose.chosen_axes(traced, settings.axes, settings.ignore)
     check_swaps(traced, settings)
     check_metrics(settings, traced.example)

@@ -146,7 +146,7 @@ class Study:
         from torch.utils import _pytree as pytree
 
         args, kwargs = pytree.tree_map(first, (example.args, dict(example.kwargs)))
-        return Example(args, kwargs)
+        return Example(args, kwargs, dynamic=example.dynamic)
 
     def calibration_inputs(self, samples: int) -> Iterator[Example]:
         from paretoprune.core.data import take

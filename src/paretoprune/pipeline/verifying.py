@@ -20,8 +20,8 @@ from paretoprune.core.errors import DataError, ExportMismatchError
 from paretoprune.core.graph import Example
 from paretoprune.core.measurement import Measurement
 from paretoprune.core.protocols import Target, Task
-from paretoprune.targets.export import VERIFY_BATCHES, evaluating, output_names
-from paretoprune.targets.feeds import array_of, feed_of, randomised, resized, signature_of
+from paretoprune.targets.export import both_sizes, evaluating, output_names
+from paretoprune.targets.feeds import array_of, feed_of, randomised, signature_of
 from paretoprune.targets.fresh import TIMEOUT_S, Fresh, in_fresh_process, opener_of
 from paretoprune.targets.memory import memory_of
 from paretoprune.targets.verify import (
@@ -94,8 +94,7 @@ def like_example(example: Example) -> list[Example]:
     signature, tensors = signature_of(example)
     generator = torch.Generator().manual_seed(1)
     found = []
-    for batch in VERIFY_BATCHES:
-        fresh = [resized(t, batch) if b else t for t, b in zip(tensors, signature.batched, strict=True)]
+    for fresh in both_sizes(signature, tensors):
         args, kwargs = signature.arguments(randomised(t, generator) for t in fresh)
         found.append(Example(args, kwargs))
     return found

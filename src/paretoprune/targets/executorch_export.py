@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from paretoprune.core.copies import duplicate
-from paretoprune.core.errors import DataError, TargetError
+from paretoprune.core.errors import DataError, TargetError, UsageError
 from paretoprune.core.graph import Example
 from paretoprune.core.layers import LayerSpec
 from paretoprune.targets.executorch import MOST, library, quiet
@@ -44,6 +44,8 @@ def export(
     check_dtypes(module)
     if precision == "int8" and calibration is None:
         raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
+    if any(example.dynamic.values()):
+        raise UsageError(f"dynamic={dict(example.dynamic)}: the batch alone is dynamic in a .pte file; leave it out")
     signature, tensors = signature_of(example)
     tensors = [tensor.to(_device(module)).cpu() for tensor in tensors]
     with evaluating(module), new_file(path) as file:

@@ -128,10 +128,9 @@ def write_onnx(
         outputs = flat(*tensors)
     if not outputs:
         raise TargetError("the network returns no tensor, so there is nothing to export")
-    inputs, batch = flat.signature.names, _batch(flat.signature, tensors)
+    inputs = flat.signature.names
     names = output_names(len(outputs), inputs)
-    axes = {name: {0: "batch"} for name, batched in zip(inputs, flat.signature.batched, strict=True) if batched}
-    axes |= {name: {0: "batch"} for name, o in zip(names, outputs, strict=True) if o.dim() and o.shape[0] == batch}
+    axes = _dynamic_axes(flat, tensors, outputs, names)
     try:
         with _quiet() as places, known_operators(OPSET), torch.no_grad():
             torch.onnx.export(
@@ -154,6 +153,25 @@ def write_onnx(
     return raw
 
 
+def _dynamic_axes(
+    flat: _Flat, tensors: list[torch.Tensor], outputs: tuple[torch.Tensor, ...], names: Sequence[str]
+) -> dict[str, dict[int, str]]:
+    """Names of the dimensions that stay open. Those of outputs are seen by running with another size."""
+    signature, batch = flat.signature, _batch(flat.signature, tensors)
+    axes: dict[str, dict[int, str]] = {}
+    for name, batched, moving in zip(signature.names, signature.batched, signature.moving, strict=True):
+        axes[name] = ({0: "batch"} if batched else {}) | {d: f"{name}_{d}" for d in moving}
+    others = outputs
+    if any(signature.moving):
+        with torch.no_grad():
+            others = flat(*signature.shifted(tensors))
+    for name, output, other in zip(names, outputs, others, strict=True):
+        sizes = enumerate(zip(output.shape, other.shape, strict=True))
+        moved = {d: f"{name}_{d}" for d, (a, b) in sizes if a != b}
+        axes[name] = moved | ({0: "batch"} if output.dim() and output.shape[0] == batch else {})
+    return {name: dims for name, dims in axes.items() if dims}
+
+
 def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     """Weights are called as in the network, without the wrapper's prefix. Changes `model`."""
     graph = model.graph
@@ -169,12 +187,12 @@ def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def verify(runner: FileRunner, flat: _Flat, tensors: list[torch.Tensor]) -> None:
-    """Compare file and network on random inputs like the example, at two batch sizes."""
+    """Compare file and network on random inputs like the example, at two sizes of all that is dynamic."""
     generator = torch.Generator().manual_seed(0)
     seen = []
-    for batch in VERIFY_BATCHES:
+    for fresh in both_sizes(flat.signature, tensors):
+        batch = _batch(flat.signature, fresh)
         what = f"{flat.module.__class__.__name__} at batch {batch}"
-        fresh = _batched(flat.signature, tensors, batch)
         fresh = [randomised(t, generator) if t.numel() else t for t in fresh]
         with torch.no_grad():
             expected = [array_of(output) for output in flat(*fresh)]
@@ -193,6 +211,9 @@ def _run(runner: FileRunner, signature: Signature, tensors: list[torch.Tensor], 
         runner(_feed(runner, signature, _batched(signature, tensors, TRACE_BATCH)))
     except TargetError:
         raise ExportMismatchError(f"the exported file does not run: {reason}") from None
+    if any(signature.moving):
+        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(signature.names, tensors, strict=True))
+        raise ExportMismatchError(f"the exported file runs at the example's sizes, but not with {shapes}: {reason}")
     raise ExportMismatchError(
         f"the exported file runs at batch {TRACE_BATCH}, at which it was traced, but not at batch {batch}: the batch "
         f"size became a constant in the export. Take it from the input inside forward (x.size(0)). {reason}"
@@ -206,6 +227,13 @@ def _feed(runner: FileRunner, signature: Signature, tensors: list[torch.Tensor])
 
 def _batched(signature: Signature, tensors: list[torch.Tensor], batch: int) -> list[torch.Tensor]:
     return [resized(t, batch) if b else t for t, b in zip(tensors, signature.batched, strict=True)]
+
+
+def both_sizes(signature: Signature, tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The same values at each of VERIFY_BATCHES, the last time with other sizes of what else is dynamic."""
+    for batch in VERIFY_BATCHES:
+        found = _batched(signature, tensors, batch)
+        yield signature.shifted(found) if batch == VERIFY_BATCHES[-1] else found
 
 
 def _batch(signature: Signature, tensors: list[torch.Tensor]) -> int:

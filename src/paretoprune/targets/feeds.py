@@ -21,7 +21,7 @@ Feed = Mapping[str, NDArray[Any]]
 class Signature:
     """How a call's tensors are named and put back into positional and keyword arguments.
 
-    `batched[i]` tells whether dimension 0 of tensor i is the batch.
+    `batched[i]` tells whether dimension 0 of tensor i is the batch, `moving[i]` which other dimensions are dynamic.
     """
 
     names: tuple[str, ...]
@@ -29,6 +29,7 @@ class Signature:
     leaves: tuple[Any, ...]
     places: tuple[int, ...]
     spec: pytree.TreeSpec
+    moving: tuple[tuple[int, ...], ...] = ()
 
     def arguments(self, tensors: Iterable[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) with the tensors in their places."""
@@ -37,6 +38,16 @@ class Signature:
             leaves[place] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return args, kwargs
+
+    def shifted(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """With one entry less along every dynamic dimension but the batch (one more where there are two or fewer)."""
+        found = []
+        for tensor, dims in zip(tensors, self.moving, strict=True):
+            for dim in dims:
+                size = tensor.shape[dim]
+                tensor = resized(tensor, size - 1 if size > 2 else size + 1, dim)
+            found.append(tensor)
+        return found
 
 
 def signature_of(example: Example) -> tuple[Signature, list[torch.Tensor]]:
@@ -51,7 +62,18 @@ def signature_of(example: Example) -> tuple[Signature, list[torch.Tensor]]:
     if not sizes or sizes[0] == 0:
         raise DataError("the example holds no tensor with a batch dimension (dimension 0); give one batch of inputs")
     batched = tuple(t.dim() > 0 and t.shape[0] == sizes[0] for t in tensors)
-    return Signature(tuple(names), batched, tuple(leaves), places, spec), tensors
+    return Signature(tuple(names), batched, tuple(leaves), places, spec, _moving(example, names, tensors)), tensors
+
+
+def _moving(example: Example, names: list[str], tensors: list[torch.Tensor]) -> tuple[tuple[int, ...], ...]:
+    for name, dims in example.dynamic.items():
+        if name not in names:
+            raise DataError(f"dynamic names {name!r}, but the inputs are {', '.join(names)}")
+        ndim = tensors[names.index(name)].dim()
+        if wrong := [d for d in dims if not -ndim <= d < ndim]:
+            raise DataError(f"dynamic names dimension {wrong[0]} of {name!r}, which has {ndim}")
+    given = zip(names, tensors, strict=True)
+    return tuple(tuple(sorted({d % t.dim() for d in example.dynamic.get(n, ())} - {0})) for n, t in given)
 
 
 def _unique(names: Iterable[str]) -> list[str]:
@@ -78,9 +100,9 @@ def array_of(tensor: torch.Tensor) -> NDArray[Any]:
     return np.ascontiguousarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
-def resized(tensor: torch.Tensor, batch: int) -> torch.Tensor:
-    """The same rows, taken again or left out, so that dimension 0 is `batch`."""
-    return tensor.index_select(0, torch.arange(batch, device=tensor.device) % tensor.shape[0])
+def resized(tensor: torch.Tensor, size: int, dim: int = 0) -> torch.Tensor:
+    """The same entries, taken again or left out, so that `dim`, by default the batch, has this size."""
+    return tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
 
 
 def randomised(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -45,11 +45,15 @@ class Graphs(Protocol):
         ...
 
 
+OPEN = -1
+
+
 @dataclass(frozen=True)
 class Input:
     """One value that the graph takes.
 
-    A tensor: `shape` at the example's batch, `dtype` of the array that is given, `cast` the type it is computed in.
+    A tensor: `shape` at the example's batch, OPEN for what else may have any size; `dtype` of the array that is given,
+    `cast` the type it is computed in.
     Anything else has a `value` for ever, and no name.
     """
 

@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 from paretoprune.core.copies import duplicate
 from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Example
-from paretoprune.targets.export import VERIFY_BATCHES, _batched, _device, _feed, _Flat, evaluating, verify
+from paretoprune.targets.export import _device, _feed, _Flat, both_sizes, evaluating, verify
 from paretoprune.targets.feeds import array_of, randomised, signature_of
 from paretoprune.targets.files import new_file
-from paretoprune.targets.graph_file import DTYPES, GraphFile, Graphs, Input, write
+from paretoprune.targets.graph_file import DTYPES, OPEN, GraphFile, Graphs, Input, write
 from paretoprune.targets.session import FileRunner, one_line
 from paretoprune.targets.torch_target import DTYPES as TYPES
 from paretoprune.targets.verify import check_finite, check_half, check_varies
@@ -35,7 +35,7 @@ def export(
     converted = _converts(module, dtype, precision)
     signature, tensors = signature_of(example)
     tensors = [tensor.to(_device(module)) for tensor in tensors]
-    example = Example(*signature.arguments(tensors))
+    example = Example(*signature.arguments(tensors), dynamic=example.dynamic)
     with evaluating(module), new_file(path) as file:
         flat = _Flat(module, signature)
         with torch.no_grad():
@@ -98,7 +98,7 @@ def _cast(example: Example, dtype: torch.dtype) -> Example:
         return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
     args, kwargs = pytree.tree_map(cast, (example.args, dict(example.kwargs)))
-    return Example(args, kwargs)
+    return Example(args, kwargs, dynamic=example.dynamic)
 
 
 def _named(example: Example) -> dict[str, torch.Tensor]:
@@ -108,32 +108,34 @@ def _named(example: Example) -> dict[str, torch.Tensor]:
 
 def _inputs(example: Example, edges: dict[str, Any]) -> tuple[Input, ...]:
     signature, tensors = signature_of(example)
-    at = dict(zip(signature.places, zip(signature.names, tensors, signature.batched, strict=True), strict=True))
+    each = zip(signature.names, tensors, signature.batched, signature.moving, strict=True)
+    at = dict(zip(signature.places, each, strict=True))
     return tuple(_input(value, at.get(place), edges) for place, value in enumerate(signature.leaves))
 
 
-def _input(value: Any, named: tuple[str, torch.Tensor, bool] | None, edges: dict[str, Any]) -> Input:
+def _input(value: Any, named: tuple[str, torch.Tensor, bool, tuple[int, ...]] | None, edges: dict[str, Any]) -> Input:
     if named is None:
         if not isinstance(value, (bool, int, float, str, type(None))):
             raise TargetError(f"an input is a {type(value).__name__}, which a file cannot hold: give tensors")
         return Input(value=value)
-    name, tensor, batched = named
+    name, tensor, batched, moving = named
     dtype = str(edges[name])
     if dtype not in DTYPES:
         raise TargetError(f"{name} is {dtype}; a file takes {', '.join(DTYPES)}")
-    return Input(name, dtype, _short(tensor.dtype), tuple(tensor.shape), batched)
+    shape = tuple(OPEN if d in moving else n for d, n in enumerate(tensor.shape))
+    return Input(name, dtype, _short(tensor.dtype), shape, batched)
 
 
 def _verify_half(runner: FileRunner, flat: _Flat, tensors: list[torch.Tensor], precision: str) -> None:
-    """Against the network as it was given, on random inputs like the example, at two batch sizes."""
+    """Against the network as it was given, on random inputs like the example, at two sizes of all that is dynamic."""
     generator, kind = torch.Generator().manual_seed(0), flat.module.__class__.__name__
     pairs = []
-    for batch in VERIFY_BATCHES:
-        fresh = [randomised(t, generator) for t in _batched(flat.signature, tensors, batch)]
+    for sized in both_sizes(flat.signature, tensors):
+        fresh = [randomised(t, generator) for t in sized]
         with torch.no_grad():
             expected = [array_of(output) for output in flat(*fresh)]
         given = runner(_feed(runner, flat.signature, fresh))
-        check_finite(f"{kind} at batch {batch}, before export", runner.output_names, expected)
+        check_finite(f"{kind}, before export", runner.output_names, expected)
         pairs.append((expected, given))
     check_half(f"{kind} in {precision}", runner.output_names, pairs)
     check_varies(kind, [expected for expected, _ in pairs])

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from paretoprune.core.errors import TargetError
-from paretoprune.targets.graph_file import GraphFile
+from paretoprune.core.errors import TargetError, UsageError
+from paretoprune.targets.graph_file import OPEN, GraphFile
 from paretoprune.targets.session import one_line
 
 HALF = (torch.float16, torch.bfloat16)
@@ -114,8 +114,11 @@ def check_feed(name: str, expected: Expected, inputs: Mapping[str, NDArray[Any]]
     for key, (shape, dtype, batched) in expected.items():
         given = np.asarray(inputs[key])
         first = 1 if batched else 0
-        if given.ndim != len(shape) or given.shape[first:] != shape[first:] or str(given.dtype) != dtype:
-            takes = ", ".join(["batch" if batched else "", *map(str, shape[first:])]).removeprefix(", ")
+        sizes = zip(shape[first:], given.shape[first:], strict=False)
+        fits = given.ndim == len(shape) and all(wanted in (OPEN, size) for wanted, size in sizes)
+        if not fits or str(given.dtype) != dtype:
+            named = ["any" if size == OPEN else str(size) for size in shape[first:]]
+            takes = ", ".join(["batch" if batched else "", *named]).removeprefix(", ")
             raise TargetError(
                 f"{name} does not run on {key} {given.shape} of {given.dtype}: it takes ({takes}) of {dtype}"
             )
@@ -125,6 +128,8 @@ def noise(expected: Expected) -> dict[str, NDArray[Any]]:
     rng, feed = np.random.default_rng(0), dict[str, NDArray[Any]]()
     for name, (shape, dtype, batched) in expected.items():
         one = (1, *shape[1:]) if batched else shape
+        if OPEN in one:
+            raise UsageError(f"the size of input {name!r} is open beyond the batch; give an example")
         floating = dtype.startswith("float")
         feed[name] = rng.standard_normal(one).astype(dtype) if floating else np.zeros(one, dtype)
     return feed

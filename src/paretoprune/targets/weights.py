@@ -155,11 +155,11 @@ def _pick(graph: GraphProto, table: str, whole: str, scale: str) -> None:
         if node.op_type != "Gather" or node.input[0] != table:
             continue
         result, ids = node.output[0], node.input[1]
-        parts = [f"{result}_{what}" for what in ("rows", "fp32", "scale")]
+        parts = [f"{result}_{what}" for what in ("rows", "fp32", "row_scales")]  # "scale" is the quantizer's name
         nodes = [
             helper.make_node("Gather", [whole, ids], [parts[0]], f"{node.name}_rows", axis=0),
             helper.make_node("Cast", [parts[0]], [parts[1]], f"{node.name}_fp32", to=TensorProto.FLOAT),
-            helper.make_node("Gather", [scale, ids], [parts[2]], f"{node.name}_scale", axis=0),
+            helper.make_node("Gather", [scale, ids], [parts[2]], f"{node.name}_row_scales", axis=0),
             helper.make_node("Mul", parts[1:], [result], f"{node.name}_Mul"),
         ]
         del graph.node[at]
