@@ -57,6 +57,7 @@ from paretoprune.targets.correction import Correction, fitted  # noqa: E402
 from paretoprune.targets.feeds import feed_of  # noqa: E402
 from paretoprune.targets.template import Templates  # noqa: E402
 
+TARGET = OnnxRuntime()
 RESULT = ROOT / "benchmarks" / "results" / "cost_model.json"
 UNSEEN, REPEATS, TRUE_REPEATS = 20, 50, 20
 Widths = Mapping[str, int]
@@ -64,12 +65,12 @@ Widths = Mapping[str, int]
 
 def comparison() -> Timing:
     """Two files in less than a CPU second."""
-    return replace(artefact.timing(1), max_cpu_s=0.95)
+    return replace(artefact.timing(TARGET), max_cpu_s=0.95)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    target = OnnxRuntime()
+    target = TARGET
     with tempfile.TemporaryDirectory() as place:
         folder, traced = Path(place), traced_network()
         bench = Bench(traced, target, folder)
@@ -78,10 +79,7 @@ def main() -> None:
             "commit": commit(),
             "machine": dict(target.fingerprint()),
             "machine_id": fingerprint_id(target.fingerprint()),
-            "cost_model": model_error(bench),
-            "candidate": candidate_seconds(bench),
-            "ties": ties(bench),
-            "true_difference": true_difference(bench),
+            **{name: part(bench) for name, part in PARTS.items()},
         }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written: {RESULT}")
@@ -131,7 +129,10 @@ def maker(target: Target, path: Path, feed: Any) -> Callable[[], Callable[[], An
 
 def model_error(bench: Bench) -> dict[str, Any]:
     """Fitted as in a search; then asked about members that it has not seen."""
-    quick, steady = artefact.timing(1), replace(artefact.longer(artefact.timing(1)), margin=0.02, max_cpu_s=2.0)
+    quick, steady = (
+        artefact.timing(TARGET),
+        replace(artefact.longer(artefact.timing(TARGET)), margin=0.02, max_cpu_s=2.0),
+    )
     plain = cost_model.CostModel(bench.traced, bench.table, ("fp32",), {})
     begun = time.process_time()
     known = [_row(bench, plain, f"known{i}", w, quick) for i, w in enumerate(cost_model.members(bench.widths, 0))]
@@ -193,7 +194,7 @@ def candidate_seconds(bench: Bench, count: int = 10) -> dict[str, Any]:
         marks = [time.process_time()]
         file = bench.exporter.export(network, bench.one, bench.folder / f"candidate{i}.onnx")
         marks.append(time.process_time())
-        pair = bench.against_original(file, artefact.timing(1))
+        pair = bench.against_original(file, artefact.timing(TARGET))
         marks.append(time.process_time())
         full = bench.target.export(network, bench.one, bench.folder / "full.onnx")
         marks.append(time.process_time())
@@ -247,6 +248,14 @@ def true_difference(bench: Bench) -> dict[str, Any]:
 
     with neighbour():
         return _summary([_compared(once) for _ in range(TRUE_REPEATS)])
+
+
+PARTS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
+    "cost_model": model_error,
+    "candidate": candidate_seconds,
+    "ties": ties,
+    "true_difference": true_difference,
+}
 
 
 def _compared(once: Callable[[], Comparison]) -> dict[str, Any]:

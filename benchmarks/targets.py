@@ -6,9 +6,9 @@ speed     half of all channels (axes="all"), in steps of the target and not: the
           (fewer MACs); int8 of both and of the whole network over dense fp32 in the same runtime.
 energy    the two estimates of the same files (or a counter's figure where there is one).
 accuracy  the int8 file on real data: SqueezeNet on 1,000 ImageNet images, ResNet-20 on CIFAR-10 as JPEG.
-ties      identical files, 50 comparisons beside a noisy neighbour: how many are called faster; and networks that differ
-          by a true 5 %: how often that is found, in how much CPU time.
-cost      the cost model on networks that it has not seen, and CPU seconds per measured candidate (ResNet-56).
+cost      of benchmarks/cost_model.py, on ResNet-56: the cost model on networks that it has not seen, CPU seconds per
+          measured candidate; beside a noisy neighbour, how many of 50 comparisons of identical files are called faster,
+          and how often a true 5 % is found.
 peers     the same networks as users of NNCF, Olive and Torch-Pruning with torch.onnx would treat them.
 
 One thread, batch 1, CPU time of the calling thread, pairs interleaved (docs/decisions/0005). Rows go to
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +26,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -153,71 +151,24 @@ def accuracy(given: argparse.Namespace, done: set[str]) -> Iterator[dict[str, An
             yield row | {"drop_points": 100 * (row["fp32"]["value"] - row["int8"]["value"])}
 
 
-# -- ties and true differences ----------------------------------------------------------------------------------------
+# -- the cost model, ties and true differences ------------------------------------------------------------------------
 
 
-class Stack(nn.Module):
-    """`depth` equal layers: one more of 20 is 5 % more work."""
+def cost(given: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
+    import cost_model
 
-    def __init__(self, depth: int, width: int = 384) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*(part for _ in range(depth) for part in (nn.Linear(width, width), nn.ReLU())))
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layers(x)
-        return found
-
-
-REPEATS = 50
-NEIGHBOUR = (
-    "import numpy as np, time\nwhile True:\n a = np.random.rand(500, 500); b = a @ a; time.sleep(0.03 * a[0, 0])"
-)
-
-
-def ties(given: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
-    """Beside a process that works in bursts on both cores."""
-    neighbours = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(2)]
-    try:
-        for kind in ("identical", "5 % more"):
-            for name in ("ResNet-56", "stack"):
-                key = f"ties {kind} {name}"
-                if key not in done and not (kind != "identical" and name != "stack"):
-                    yield {"part": "ties", "key": key, "kind": kind, "network": name, **contest(kind, name)}
-    finally:
-        for neighbour in neighbours:
-            neighbour.kill()
-
-
-def contest(kind: str, name: str) -> dict[str, Any]:
-    target, how = find_target("onnxruntime"), timing(1.0, 50)
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        model, example = Stack(20).eval(), torch.randn(2, 32, 384)
-        if name != "stack":
-            net = network(name)
-            model, example = net.model, net.example
-        a = pp.export(model, example, folder / "a.onnx")
-        b = folder / "b.onnx"
-        if kind == "identical":
-            b.write_bytes(a.read_bytes())
-        else:
-            pp.export(Stack(21).eval(), example, b)
-        for number in range(REPEATS):
-            first, second = (a, b) if number % 2 else (b, a)
-            begun = time.thread_time()
-            pair = paired(target, first, second, example, how)
-            ratio = pair.ratio
-            called = "faster" if ratio.low > 1 else "slower" if ratio.high < 1 else "tie"
-            truth = "tie" if kind == "identical" else "faster" if first == b else "slower"
-            rows.append(
-                {"ratio": ratio.to_json(), "called": called, "truth": truth, "cpu_s": time.thread_time() - begun}
-            )
-    right = sum(r["called"] == r["truth"] for r in rows)
-    return {
-        "repeats": len(rows), "right": right, "false_faster": sum(r["called"] == "faster" != r["truth"] for r in rows),
-        "median_cpu_s": float(np.median([r["cpu_s"] for r in rows])), "ms": pair.a.latency_ms.value, "raw": rows,
-    }  # fmt: skip
+        bench = None
+        for name, part in cost_model.PARTS.items():
+            if f"cost {name}" not in done:
+                bench = bench or cost_model.Bench(cost_model.traced_network(), cost_model.TARGET, Path(temporary))
+                found = part(bench)
+                yield {
+                    "part": "cost",
+                    "key": f"cost {name}",
+                    **{k: v for k, v in found.items() if k != "rows"},
+                    "raw": found,
+                }
 
 
 # -- peers ------------------------------------------------------------------------------------------------------------
@@ -229,16 +180,9 @@ def peers(given: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]
     yield from rows(given, done, paired, timing, samples)
 
 
-def cost(given: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
-    from cost_model import rows
-
-    yield from rows(done)
-
-
 PARTS: Mapping[str, Callable[[argparse.Namespace, set[str]], Iterator[dict[str, Any]]]] = {
     "speed": speed,
     "accuracy": accuracy,
-    "ties": ties,
     "cost": cost,
     "peers": peers,
 }
