@@ -107,7 +107,7 @@ def test_01_kill_9_at_several_moments_then_the_front_works_and_nothing_is_done_t
     folder = work / "runs" / "recipe"
     run = ["run", "recipe.toml", *FP32]
     kept: dict[str, Any] = {}
-    for kind, count in (("_identity", 1), ("network", 1), ("candidate", 2)):
+    for kind, count in (("network", 1), ("candidate", 2)):
         process = start(work, *run)
         wait_for(folder, kind, count, process)
         process.send_signal(signal.SIGKILL)
@@ -127,7 +127,7 @@ def test_01_kill_9_at_several_moments_then_the_front_works_and_nothing_is_done_t
     done = Counter(
         (e.record["kind"], e.record["key"])
         for e in Journal.read(folder / "journal.jsonl").entries
-        if e.record["kind"] != "_seal"
+        if e.record["kind"] not in ("_seal", "export")  # how a file was made is written before it is measured
     )
     assert max(done.values()) == 1
     assert sorted(key for kind, key in done if kind == "candidate") == ["c01-fp32", "c02-fp32", "original"]

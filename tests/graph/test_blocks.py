@@ -590,7 +590,7 @@ def gradients(module: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return output.detach(), {n: g for n, g in zip(named, found, strict=True) if g is not None}
 
 
-@settings(max_examples=24, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(stacks(), st.integers(0, 999))
 def test_random_stacks(tools: Any, model: Stack, seed: int) -> None:
     tools.randomise(model, seed)

@@ -68,10 +68,10 @@ def test_a_network_that_cannot_be_exported_is_left_out(
 ) -> None:
     real = artefact.export
 
-    def export(study: Any, name: str, *rest: Any) -> None:
+    def export(study: Any, name: str, *rest: Any, **how: Any) -> None:
         if name.startswith("cost model 2"):
             raise pp.errors.TargetError("not this one")
-        real(study, name, *rest)
+        real(study, name, *rest, **how)
 
     monkeypatch.setattr(artefact, "export", export)
     view = fitted()

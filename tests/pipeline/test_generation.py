@@ -85,6 +85,7 @@ class Coded(nn.Module):
         return result
 
 
+@pytest.mark.slow
 def test_where_only_the_graph_can_hold_it_the_length_stays_dynamic(tmp_path: Path) -> None:
     model = make("llama")
     model.model.layers[0].mlp = Coded(model.model.layers[0].mlp)
