@@ -41,6 +41,7 @@ from paretoprune.targets import (
     compare_fresh,
     find_target,
     macs_of_file,
+    measure_file,
     staircase,
 )
 from paretoprune.targets.feeds import feed_of
