@@ -40,7 +40,7 @@ class Formula(CostTable):
         super().__init__(target)
         self.rule = rule
 
-    def cost_ms(self, spec, precision="fp32"):
+    def cost_ms(self, spec, precision="fp32", takes=1):
         return self.rule(spec.outputs)
 
 

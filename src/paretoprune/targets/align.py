@@ -13,6 +13,9 @@ from paretoprune.targets.cost import CostTable
 PENALTY = 1.12
 """Cost over what a straight line gives, from which a width counts as lying just behind a step."""
 
+TAKES = 3
+"""Measurements of a width: the step is read once, and all widths of all searches follow it."""
+
 PROBES: Mapping[int, tuple[int, ...]] = {
     32: (48,),
     16: (24, 40),
@@ -45,7 +48,7 @@ def staircase(table: CostTable, precision: str = "fp32") -> Staircase:
 
     def cost(width: int) -> float:
         if width not in costs:
-            costs[width] = table.cost_ms(_probe(width), precision)
+            costs[width] = table.cost_ms(_probe(width), precision, TAKES)
         return costs[width]
 
     for step, widths in sorted(PROBES.items(), reverse=True):

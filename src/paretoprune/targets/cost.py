@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,11 @@ class CostTable:
     def __len__(self) -> int:
         return len(self._known)
 
-    def cost_ms(self, spec: LayerSpec, precision: str = "fp32") -> float:
+    def cost_ms(self, spec: LayerSpec, precision: str = "fp32", takes: int = 1) -> float:
+        """What is not known yet is measured so many times; the median is kept."""
         key = (spec, precision)
         if key not in self._known:
-            self._known[key] = measure_layer(self.target, spec, precision)
+            self._known[key] = median(measure_layer(self.target, spec, precision) for _ in range(takes))
         return self._known[key]
 
     def to_json(self) -> dict[str, Any]:
