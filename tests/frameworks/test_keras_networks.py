@@ -139,7 +139,7 @@ slow = pytest.mark.slow
 CASES = [
     pytest.param(sequential, "inner", id="sequential"),
     pytest.param(transformer, "inner", id="transformer"),
-    pytest.param(two_inputs, "all", id="two inputs"),
+    pytest.param(two_inputs, "all", id="two inputs", marks=slow),
     pytest.param(sequential, "all", id="sequential, all", marks=slow),
     *(
         pytest.param(make, axes, id=f"{make.__name__}, {axes}", marks=slow)

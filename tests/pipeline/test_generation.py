@@ -53,6 +53,7 @@ def test_whisper_writes_down() -> None:
     assert torch.equal(pruned.model.generate(sound, **options), reference.generate(sound, **options))
 
 
+@slow
 def test_removing_heads_that_say_nothing_changes_no_word(tmp_path: Path) -> None:
     """And the network that was saved and loaded says the same."""
     model = make("llama")
@@ -85,7 +86,7 @@ class Coded(nn.Module):
         return result
 
 
-@pytest.mark.slow
+@slow
 def test_where_only_the_graph_can_hold_it_the_length_stays_dynamic(tmp_path: Path) -> None:
     model = make("llama")
     model.model.layers[0].mlp = Coded(model.model.layers[0].mlp)

@@ -114,7 +114,7 @@ def test_a_layer_that_goes_with_its_block(small: nn.Module) -> None:
         pp.prune(small, images(), blocks=["block*"], ranks={"block.0.up.weight": 2})
 
 
-@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.parametrize("data", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_cut_first_then_factorised(small: nn.Module, data: bool, tmp_path: Path) -> None:
     """With positions and a block gone: what is left of a layer decides how large its rank may be."""
     calibration = batches() if data else None

@@ -25,7 +25,6 @@ QUICK = (
     "own/mixture_of_experts",
     "own/selective_scan",
     "torchvision/regnet_y",
-    "timm/swin",
     "transformers/gpt2",
     "transformers/llama",
 )
