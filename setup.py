@@ -1,0 +1,31 @@
+"""The sparse kernels: one library for each instruction set. Without a compiler the package installs without them."""
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+HERE = "src/paretoprune/sparsity/kernels/csrc"
+SOURCES = [f"{HERE}/{name}.cpp" for name in ("cpu", "fp32", "int8", "binary")]
+HEADERS = sorted(path.as_posix() for path in Path(HERE).glob("*.hpp"))
+# Inputs may hold NaN and infinity: no -ffast-math.
+FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]
+AVX512 = ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+SETS = {"portable": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    SETS |= {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_vnni": [*AVX512, "-mavx512vnni"]}
+
+setup(
+    ext_modules=[
+        Extension(
+            f"paretoprune.sparsity.kernels._{name}",
+            SOURCES,
+            depends=HEADERS,
+            extra_compile_args=[*FLAGS, *flags],
+            extra_link_args=["-pthread"],
+            language="c++",
+            optional=True,
+        )
+        for name, flags in SETS.items()
+    ]
+)
