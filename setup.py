@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 HERE = "src/paretoprune/sparsity/kernels/csrc"
-SOURCES = [f"{HERE}/{name}.cpp" for name in ("cpu", "fp32", "int8", "binary")]
+SOURCES = [f"{HERE}/{name}.cpp" for name in ("cpu", "fp32", "int8", "binary", "peak")]
 HEADERS = sorted(path.as_posix() for path in Path(HERE).glob("*.hpp"))
 # Inputs may hold NaN and infinity: no -ffast-math.
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]

@@ -43,7 +43,7 @@ void run_across(const Rows &w, const float *x, float *y, const Finish &finish, i
                     for (int64_t i = 0; i < valid; i++) out[i] += finish.bias[n + i];
                 if (finish.residual)
                     for (int64_t i = 0; i < valid; i++) out[i] += finish.residual[at + i];
-                activate_all<L * NV>(out, finish.activation);
+                activate_all(out, L * NV, finish.activation);
                 if (valid == L * NV)
                     std::memcpy(y + at, out, sizeof(out));
                 else

@@ -27,6 +27,23 @@ struct Dot4 {
     }
 };
 
+#elif defined(AS_AVX512)
+
+struct Dot4 {  // what vpdpbusd does, in plain words
+    typedef uint8_t Act;
+    typedef int8_t Weight;
+    static constexpr int PAIRS = 0, ROWS = 12;
+    struct Sum {
+        int32_t v[16] = {};
+        void store(int32_t *to) const { std::memcpy(to, v, sizeof(v)); }
+    };
+    template <int R>
+    static inline void add(Sum (&sum)[R], const Act *const *x, int64_t off, const Weight *w) {
+        for (int r = 0; r < R; r++)
+            for (int i = 0; i < 64; i++) sum[r].v[i / 4] += int32_t(x[r][off + i % 4]) * w[i];
+    }
+};
+
 #elif defined(__AVX2__)
 
 struct Dot4 {

@@ -27,6 +27,7 @@ struct Job {
     Int8 w;
     Geometry g;
     Finish finish;
+    Scale in;
     Requantize out;
     const float *x;
     void *y;
@@ -38,23 +39,32 @@ struct Job {
 
     void run(int64_t task, int) {
         if (quantizing) {
-            const int64_t lines = rows ? positions : g.high;
-            for (int64_t i = lines * task / slices; i < lines * (task + 1) / slices; i++)
-                if (rows ? quantize_line(x + i * g.channels, g.channels, whole, scale(), q + i * whole) : image_line(i))
-                    bad->store(1);
+            const int64_t lines = rows ? positions : g.high, from = lines * task / slices, to = lines * (task + 1) / slices;
+            if (rows ? quantize_rows(from, to) : quantize_lines(from, to)) bad->store(1);
             return;
         }
         const int64_t tile = task / parts, part = task % parts, blocks = divided_up(w.outputs, 16);
         const int64_t first = positions * tile / tiles, last = positions * (tile + 1) / tiles;
-        for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) block(b, first, last);
+        const Dot4::Act *starts[TILE];
+        for (int64_t p = first; p < last; p++) starts[p - first] = at(p);
+        for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) block(b, starts, first, last - first);
     }
 
-    Scale in;
-    const Scale &scale() const { return in; }
+    bool quantize_rows(int64_t from, int64_t to) const {
+        bool found = false;
+        for (int64_t i = from; i < to; i++) found |= quantize_line(x + i * g.channels, g.channels, whole, in, q + i * whole);
+        return found;
+    }
 
-    bool image_line(int64_t h) const {
-        Dot4::Act *line = q + ((h + g.pad_top) * wide + g.pad_left) * whole;
-        return quantize_pixels(x + h * g.wide, g.high * g.wide, g.channels, g.wide, whole, in, line);
+    // Lines of the image; without zeros beside it they are one.
+    bool quantize_lines(int64_t from, int64_t to) const {
+        const int64_t at_once = wide == g.wide ? to - from : 1;
+        bool found = false;
+        for (int64_t h = from; h < to; h += at_once) {
+            Dot4::Act *line = q + ((h + g.pad_top) * wide + g.pad_left) * whole;
+            found |= quantize_pixels(x + h * g.wide, g.high * g.wide, g.channels, at_once * g.wide, whole, in, line);
+        }
+        return found;
     }
 
     const Dot4::Act *at(int64_t position) const {
@@ -64,9 +74,9 @@ struct Job {
     }
 
     template <int R>
-    void multiply(int64_t b, int64_t position, int32_t *to) const {
+    void multiply(int64_t b, const Dot4::Act *const *starts, int32_t *to) const {
         const Dot4::Act *x[R];
-        for (int r = 0; r < R; r++) x[r] = at(position + r);
+        for (int r = 0; r < R; r++) x[r] = starts[r];
         Dot4::Sum sum[R];
         const Dot4::Weight *value = w.value + int64_t(w.start[b]) * 64;
         for (int64_t j = w.start[b]; j < w.start[b + 1]; j++, value += 64) Dot4::add<R>(sum, x, table[w.index[j]], value);
@@ -74,17 +84,18 @@ struct Job {
     }
 
     template <int R>
-    void multiply_some(int64_t count, int64_t b, int64_t position, int32_t *to) const {
-        if (count == R) return multiply<R>(b, position, to);
-        if constexpr (R > 1) multiply_some<R - 1>(count, b, position, to);
+    void multiply_some(int64_t count, int64_t b, const Dot4::Act *const *starts, int32_t *to) const {
+        if (count == R) return multiply<R>(b, starts, to);
+        if constexpr (R > 1) multiply_some<R - 1>(count, b, starts, to);
     }
 
-    void block(int64_t b, int64_t first, int64_t last) const {
+    // Sixteen outputs at `count` positions from `first` on.
+    void block(int64_t b, const Dot4::Act *const *starts, int64_t first, int64_t count) const {
         alignas(64) int32_t sums[TILE * 16];
         alignas(64) float tile[TILE * 16];
-        for (int64_t p = first; p < last; p += Dot4::ROWS)
-            multiply_some<Dot4::ROWS>(std::min<int64_t>(Dot4::ROWS, last - p), b, p, sums + 16 * (p - first));
-        const int64_t count = last - first, n = 16 * b, outputs = std::min<int64_t>(16, w.outputs - n);
+        for (int64_t p = 0; p < count; p += Dot4::ROWS)
+            multiply_some<Dot4::ROWS>(std::min<int64_t>(Dot4::ROWS, count - p), b, starts + p, sums + 16 * p);
+        const int64_t n = 16 * b, outputs = std::min<int64_t>(16, w.outputs - n);
         float bias[16] = {};
         if (finish.bias) std::memcpy(bias, finish.bias + n, sizeof(float) * outputs);
         for (int64_t p = 0; p < count; p++)
@@ -103,9 +114,7 @@ struct Job {
     void end(float *v, int64_t to, int64_t count) const {
         if (finish.residual)
             for (int64_t i = 0; i < count; i++) v[i] += finish.residual[to + i];
-        int64_t i = 0;
-        for (; i + 16 <= count; i += 16) activate_all<16>(v + i, finish.activation);
-        for (; i < count; i++) v[i] = activate(v[i], finish.activation);
+        activate_all(v, count, finish.activation);
         if (out.inverse == 0) {
             std::memcpy(static_cast<float *>(y) + to, v, sizeof(float) * count);
             return;

@@ -8,17 +8,17 @@
 #include <immintrin.h>
 #endif
 
-#ifndef LANES  // may be given, to try wide code on a narrow machine
-#if defined(__AVX512F__)
+// AS_AVX512 tries the code for AVX-512 on a machine without it: the same lanes, registers and layouts, the compiler
+// cutting the vectors up.
+#if defined(__AVX512F__) || defined(AS_AVX512)
 #define LANES 16
 #elif defined(__AVX2__)
 #define LANES 8
 #else
 #define LANES 4
 #endif
-#endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(AS_AVX512)
 constexpr int REGISTERS = 32;
 #else
 constexpr int REGISTERS = 16;
@@ -79,13 +79,13 @@ inline float activate(float v, int32_t kind) {
     return v;
 }
 
-// In place; loops of a known length that the compiler turns into vectors.
-template <int N>
-inline void activate_all(float *v, int32_t kind) {
-    if (kind == RELU)
-        for (int i = 0; i < N; i++) v[i] = v[i] < 0 ? 0.0f : v[i];
-    else if (kind == GELU)
-        for (int i = 0; i < N; i++) v[i] = gelu(v[i]);
+// In place. A loop for each kind: one loop with a choice inside would compute all kinds and select.
+inline void activate_all(float *v, int64_t count, int32_t kind) {
+    if (kind == RELU) {
+        for (int64_t i = 0; i < count; i++) v[i] = v[i] < 0 ? 0.0f : v[i];
+    } else if (kind == GELU) {
+        for (int64_t i = 0; i < count; i++) v[i] = gelu(v[i]);
+    }
 }
 
 template <int L>
@@ -93,7 +93,7 @@ inline typename Lanes<L>::Vec activate(typename Lanes<L>::Vec v, int32_t kind) {
     if (kind == NONE) return v;
     alignas(64) float lanes[L];
     std::memcpy(lanes, &v, sizeof(v));
-    activate_all<L>(lanes, kind);
+    activate_all(lanes, L, kind);
     std::memcpy(&v, lanes, sizeof(v));
     return v;
 }

@@ -68,9 +68,7 @@ struct Linear {
                 for (int64_t i = 0; i < outputs; i++) line[i] += finish.bias[n + i];
             const float *other = finish.residual + m * w.outputs + n;
             for (int64_t i = 0; i < outputs; i++) line[i] += other[i];
-            int64_t i = 0;
-            for (; i + 16 <= outputs; i += 16) activate_all<16>(line + i, finish.activation);
-            for (; i < outputs; i++) line[i] = activate(line[i], finish.activation);
+            activate_all(line, outputs, finish.activation);
         }
     }
 };

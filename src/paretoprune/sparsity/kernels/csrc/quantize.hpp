@@ -85,12 +85,14 @@ inline bool quantize_tile(const float *x, int64_t step, const Scale &s, Dot4::Ac
 inline bool quantize_pixels(const float *x, int64_t step, int64_t channels, int64_t pixels, int64_t whole, const Scale &s,
                             Dot4::Act *q) {
     bool bad = false;
-    const int64_t tiled_channels = channels / GROUP * GROUP, tiled_pixels = pixels / 8 * 8;
-    for (int64_t p = 0; p < tiled_pixels; p += 8)
+    const int64_t tiled_channels = pixels < 8 ? 0 : channels / GROUP * GROUP;
+    for (int64_t at = 0; at < pixels && tiled_channels; at += 8) {
+        const int64_t p = std::min(at, pixels - 8);  // the last tile overlaps
         for (int64_t c = 0; c < tiled_channels; c += GROUP)
             bad |= quantize_tile(x + c * step + p, step, s, q + p * whole + c, whole);
-    for (int64_t p = 0; p < pixels; p++) {
-        for (int64_t c = p < tiled_pixels ? tiled_channels : 0; c < channels; c++) {
+    }
+    for (int64_t p = 0; p < pixels && tiled_channels < whole; p++) {
+        for (int64_t c = tiled_channels; c < channels; c++) {
             bad |= unsound(x[c * step + p]);
             q[p * whole + c] = static_cast<Dot4::Act>(quantized(x[c * step + p], s));
         }
