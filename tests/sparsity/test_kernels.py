@@ -195,7 +195,7 @@ def test_binary_conv(instruction_set: str, case: Case, shapes: tuple[Any, Any, W
 
 
 @settings(max_examples=5)
-@given(cases(), st.sampled_from([(300, 130, 200), (50, 1100, 90)]))
+@given(cases(), st.sampled_from([(300, 130, 200), (50, 1100, 90), (30, 70, 700)]))
 def test_larger_than_the_tiles(instruction_set: str, case: Case, shape: tuple[int, int, int]) -> None:
     rows, outputs, inputs = shape
     weight, x = case.weight((outputs, inputs)), case.rng.standard_normal((rows, inputs)).astype(np.float32)
@@ -207,3 +207,15 @@ def test_larger_than_the_tiles(instruction_set: str, case: Case, shape: tuple[in
     sums = linear(quantized(x, grid) - grid.zero, unpack_values(eight)).astype(np.float32)
     got = Int8Linear(eight, grid, threads=case.threads, instruction_set=instruction_set)(x)
     assert np.array_equal(got, sums * (np.float32(grid.scale) * eight.scale))
+
+
+@settings(max_examples=5)
+@given(cases(), st.sampled_from([(1, 45, 9, 30), (2, 130, 7, 7)]))
+def test_channels_in_parts(instruction_set: str, case: Case, shape: tuple[int, ...]) -> None:
+    """More inputs than the nearest cache holds are worked off in groups of channels."""
+    weight, window = case.weight((70, shape[1], 3, 3)), Window(padding=(1, 1, 1, 1))
+    x, end = case.rng.standard_normal(shape).astype(np.float32), case.end(70)
+    product = conv(x, weight, window)
+    rest = case.rest(product)
+    layer = Conv(pack(weight, case.pattern), window, end, case.threads, instruction_set)
+    close(layer(x, rest), case.finished(product, end, rest))

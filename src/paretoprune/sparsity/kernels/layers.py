@@ -167,7 +167,8 @@ class Linear(_Linear):
     def __init__(
         self, packed: Packed, end: End | None = None, threads: int = 1, instruction_set: str | None = None
     ) -> None:
-        super().__init__(rows_of(_float(packed)), packed.shape[0], end or End(), threads, instruction_set)
+        weights = rows_of(_float(packed), library(instruction_set).pp_panel_bytes)
+        super().__init__(weights, packed.shape[0], end or End(), threads, instruction_set)
         self.inputs = packed.matrix_shape[1]
 
     def _run(self, x: Array, y: Array, rows: int, finish: Finish) -> None:
@@ -188,7 +189,7 @@ class Conv(_Conv):
         threads: int = 1,
         instruction_set: str | None = None,
     ) -> None:
-        weights = rows_of(_float(packed))
+        weights = rows_of(_float(packed), library(instruction_set).pp_panel_bytes)
         super().__init__(weights, packed.shape, window or Window(), end or End(), threads, instruction_set)
 
     def _run(self, x: Array, y: Array, geometry: Geometry, finish: Finish) -> None:

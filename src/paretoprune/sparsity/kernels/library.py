@@ -62,6 +62,7 @@ def _open(name: str) -> ctypes.CDLL:
         raise TargetError(f"the kernels {file} cannot be loaded: {error}; {REMEDY}") from error
     for function in ("pp_linear", "pp_conv", "pp_binary_linear", "pp_binary_conv", "pp_popcount"):
         getattr(opened, function).restype = None
+    opened.pp_panel_bytes.restype = ctypes.c_int64
     for function in ("linear", "conv", "int8_linear", "int8_conv", "binary_linear", "binary_conv", "popcount"):
         getattr(opened, f"pp_{function}_work").restype = ctypes.c_int64
     return opened

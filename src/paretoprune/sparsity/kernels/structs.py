@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from paretoprune.sparsity.patterns import Block, matrix_of
 class Rows(ctypes.Structure):
     """csrc/panel.hpp"""
 
-    _fields_ = [("outputs", c_int64), ("inputs", c_int64), ("height", c_int64)] + [
+    _fields_ = [(name, c_int64) for name in ("outputs", "inputs", "height", "parts")] + [
         (name, c_void_p) for name in ("start", "index", "value")
     ]
 
@@ -73,15 +74,40 @@ def pointer(array: NDArray[Any]) -> int:
     return address
 
 
-def rows_of(packed: Packed) -> Weights:
-    """Blocks of r x c as c columns of r outputs."""
+NEAR_BYTES = 32 * 1024
+"""The nearest cache of the usual processors."""
+
+MOST_HEIGHT = 64
+"""CHUNK of csrc/panel.hpp: only lower columns may be parted."""
+
+
+def rows_of(packed: Packed, panel_bytes: Callable[[Any], int]) -> Weights:
+    """Blocks of r x c as c columns of r outputs. `panel_bytes`: what one input takes in a panel, given the structure."""
     (outputs, inputs), (lines, across), block = packed.matrix_shape, packed.grid, packed.block
     index = (packed.at % across)[:, None] * block.columns + np.arange(block.columns)
     inside = index < inputs
     line = np.broadcast_to((packed.at // across)[:, None], inside.shape)[inside]
-    value = packed.value.transpose(0, 2, 1)[inside].astype(np.float32)
-    arrays = _starts(line, lines), _held(index[inside].astype(np.uint16)), _held(value)
-    return Weights(Rows(outputs, inputs, block.rows, *map(pointer, arrays)), arrays)
+    index, value = index[inside], packed.value.transpose(0, 2, 1)[inside].astype(np.float32)
+    parts = _parts(packed, panel_bytes(ctypes.byref(Rows(outputs, inputs, block.rows, 1))), len(index) / lines)
+    part = index % packed.shape[1] * parts // packed.shape[1]
+    order = np.lexsort((index, part, line))
+    start = _starts(line * parts + part, lines * parts)
+    arrays = start, _held(index[order].astype(np.uint16)), _held(value[order])
+    return Weights(Rows(outputs, inputs, block.rows, parts, *map(pointer, arrays)), arrays)
+
+
+def _parts(packed: Packed, panel_bytes: int, columns: float) -> int:
+    """How many groups of channels a row block of so many columns is worked off in.
+
+    One group's inputs should stay in the nearest cache; but each costs as much as some columns to begin. Both measured
+    on Zen 3: 4x1 and 3x3 kernels at 50 % gain 10 %, unstructured ones at 80 % 15 to 28 %.
+    """
+    if packed.block.rows > MOST_HEIGHT:
+        return 1
+    high, wide = packed.shape[2:] if len(packed.shape) == 4 else (1, 1)
+    channel = high * (panel_bytes + (64 if wide > 1 else 0))
+    fewest = 100 if packed.block.rows % 4 == 0 else 25
+    return max(1, min(-(-packed.shape[1] * channel // NEAR_BYTES), int(columns // fewest)))
 
 
 def int8_of(packed: Packed, scale: float, zero: int, pairs: bool) -> Weights:

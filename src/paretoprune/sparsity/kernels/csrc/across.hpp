@@ -13,7 +13,7 @@ void run_across(const Rows &w, const float *x, float *y, const Finish &finish, i
     typedef typename Lanes<L>::Vec Vec;
     constexpr int U = across_sums<L, NV, R>();
     for (int64_t block = from; block < to; block++) {
-        const int64_t first = w.start[block], count = w.start[block + 1] - first;
+        const int64_t first = w.first(block), count = w.first(block + 1) - first;
         const uint16_t *index = w.index + first;
         for (int64_t part = 0; part < w.height; part += L * NV) {
             const int64_t n = block * w.height + part;
@@ -88,7 +88,7 @@ inline float dot(const uint16_t *index, const float *value, int64_t height, int6
 
 inline void run_dots(const Rows &w, const float *x, float *y, const Finish &finish, int64_t from, int64_t to) {
     for (int64_t block = from; block < to; block++) {
-        const int64_t first = w.start[block], count = w.start[block + 1] - first;
+        const int64_t first = w.first(block), count = w.first(block + 1) - first;
         for (int64_t r = 0; r < w.height; r++) {
             const int64_t n = block * w.height + r;
             if (n >= w.outputs) break;

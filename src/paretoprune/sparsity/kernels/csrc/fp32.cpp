@@ -12,11 +12,17 @@ struct Few {
     float *y;
     int64_t rows, parts;
 
+    // A block's weights stay in the nearest cache while the rows pass.
     void run(int64_t part, int) const {
         const int64_t blocks = row_blocks(w), from = blocks * part / parts, to = blocks * (part + 1) / parts;
+        const int64_t step = rows > MOST_ROWS ? 1 : std::max<int64_t>(to - from, 1);
+        for (int64_t b = from; b < to; b += step) run_rows(0, rows, b, std::min(b + step, to));
+    }
+
+    void run_rows(int64_t m, int64_t end, int64_t from, int64_t to) const {
         const bool vectors = w.height % 4 == 0;
-        for (int64_t m = 0; m < rows;) {
-            const int64_t group = vectors ? std::min<int64_t>(MOST_ROWS, rows - m) : 1;
+        while (m < end) {
+            const int64_t group = vectors ? std::min<int64_t>(MOST_ROWS, end - m) : 1;
             Finish f = finish;
             if (f.residual) f.residual += m * w.outputs;
             if (vectors)
@@ -28,15 +34,16 @@ struct Few {
     }
 };
 
-// Side by side unless there are too few rows to fill a vector, or whole vectors of outputs to be had without moving.
+// Side by side unless there are too few rows to fill vectors.
 bool few(const Rows &w, int64_t rows) {
-    if (w.height % 16 == 0) return true;
+    if (w.height % 16 == 0) return rows < 2 * MOST_ROWS;
     return w.height % 4 == 0 ? rows < WIDE / 2 : rows < 3;
 }
 
 }  // namespace
 
-API int32_t pp_lanes() { return WIDE; }
+// Bytes of one input in a panel.
+API int64_t pp_panel_bytes(const Rows *w) { return sizeof(float) * WIDE * w->most(); }
 
 API int64_t pp_linear_work(const Rows *w, int64_t rows, int32_t threads) {
     return few(*w, rows) ? 0 : linear_work(*w, rows, threads);

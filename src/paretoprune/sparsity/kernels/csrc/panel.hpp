@@ -8,11 +8,13 @@
 
 struct Rows {              // the packed weights of one layer
     int64_t outputs, inputs, height;  // height: outputs in a stored column
-    const int32_t *start;  // (row blocks + 1): first column of each row block
+    int64_t parts;         // of the inputs, each small enough for the nearest cache; 1 where height > CHUNK
+    const int32_t *start;  // (row blocks * parts + 1): first column of each row block and part
     const uint16_t *index; // (columns): the input
     const float *value;    // (columns, height)
 
-    static constexpr int64_t CHUNK = 64;
+    static constexpr int64_t CHUNK = 64;  // outputs that are done together
+    int64_t first(int64_t block) const { return start[block * parts]; }
     int most() const;
     void run(const int32_t *table, const struct Panel &p, int64_t from, int64_t to) const;
 };
@@ -48,12 +50,12 @@ inline void add_column(const float *const *x, int64_t off, const float *w, Sums<
 }
 
 template <int R, int T>
-inline Sums<R, T> multiply(const float *const *at, const int32_t *table, const uint16_t *index, const float *w,
-                           int64_t height, int64_t count) {
+inline Sums<R, T> multiply(const Sums<R, T> &before, const float *const *at, const int32_t *table, const uint16_t *index,
+                           const float *w, int64_t height, int64_t count) {
     constexpr int U = independent<R, T>();
     const float *x[T];
     for (int t = 0; t < T; t++) x[t] = at[t];
-    Sums<R, T> sum[U] = {};
+    Sums<R, T> sum[U] = {before};
     int64_t j = 0;
     for (; j + U <= count; j += U, w += U * height)
         for (int u = 0; u < U; u++) add_column<R, T>(x, table[index[j + u]], w + u * height, sum[u]);
@@ -119,18 +121,34 @@ inline void put(const Panel &p, const Sums<R, T> &sum, int64_t n, int64_t rows) 
     return positive ? put_whole<R, T, true, true>(p, sum, n) : put_whole<R, T, true, false>(p, sum, n);
 }
 
-// Row blocks [from, to) of the layer.
+// Row blocks [from, to), one part of the inputs; `between`: the sums so far, of each R outputs.
 template <int R, int T>
-void run_panel(const Rows &w, const int32_t *table, const Panel &p, int64_t from, int64_t to) {
+inline void run_part(const Rows &w, const int32_t *table, const Panel &p, int64_t from, int64_t to, int64_t part,
+                     Sums<R, T> *between) {
     for (int64_t block = from; block < to; block++) {
-        const int64_t first = w.start[block], count = w.start[block + 1] - first;
+        const int64_t first = w.start[block * w.parts + part], count = w.start[block * w.parts + part + 1] - first;
         for (int64_t r = 0; r < w.height; r += R) {
             const int64_t n = block * w.height + r;
             if (n >= w.outputs) break;
-            const auto sum = multiply<R, T>(p.at, table, w.index + first, w.value + first * w.height + r, w.height, count);
-            put<R, T>(p, sum, n, w.outputs - n);
+            const auto sum = multiply<R, T>(part ? *between : Sums<R, T>{}, p.at, table, w.index + first,
+                                            w.value + first * w.height + r, w.height, count);
+            if (part + 1 < w.parts)
+                *between = sum;
+            else
+                put<R, T>(p, sum, n, w.outputs - n);
+            if (between) between++;
         }
     }
+}
+
+// Row blocks [from, to) of the layer.
+template <int R, int T>
+void run_panel(const Rows &w, const int32_t *table, const Panel &p, int64_t from, int64_t to) {
+    if (w.parts == 1) return run_part<R, T>(w, table, p, from, to, 0, nullptr);
+    Sums<R, T> between[Rows::CHUNK / R];
+    const int64_t step = Rows::CHUNK / w.height;
+    for (int64_t b = from; b < to; b += step)
+        for (int64_t part = 0; part < w.parts; part++) run_part<R, T>(w, table, p, b, std::min(b + step, to), part, between);
 }
 
 template <int R, int T>

@@ -6,7 +6,8 @@
 API int64_t pp_peak(int64_t rounds) {
     typedef Lanes<LANES>::Vec Vec;
     Vec sum[12] = {}, x = Lanes<LANES>::splat(0.999f), y = Lanes<LANES>::splat(0.001f);
-    for (int64_t i = 0; i < rounds; i++)
+    for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
         for (int k = 0; k < 12; k++) {
             sum[k] = sum[k] * x + y;
 #if defined(__AVX512F__)
@@ -15,6 +16,7 @@ API int64_t pp_peak(int64_t rounds) {
             asm volatile("" : "+x"(sum[k]));
 #endif
         }
+    }
     Vec total = {};
     for (int k = 0; k < 12; k++) total += sum[k];
     return total[0] < 0 ? 0 : rounds * 12 * LANES;
