@@ -27,5 +27,6 @@ setup(
             optional=True,
         )
         for name, flags in SETS.items()
-    ]
+    ],
+    options={"build_ext": {"parallel": len(SETS)}},
 )

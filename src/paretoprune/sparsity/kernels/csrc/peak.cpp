@@ -18,6 +18,7 @@ API int64_t pp_peak(int64_t rounds) {
         }
     }
     Vec total = {};
+#pragma GCC unroll 12
     for (int k = 0; k < 12; k++) total += sum[k];
     return total[0] < 0 ? 0 : rounds * 12 * LANES;
 }
