@@ -28,7 +28,7 @@ help:
 # What is imported is compiled then; all of torch at once takes two minutes.
 venv: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/paretoprune/sparsity/kernels/csrc/*)
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/paretoprune/sparsity/kernels/csrc/*.?pp)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --no-compile --no-deps -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch

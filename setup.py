@@ -6,10 +6,9 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 HERE = "src/paretoprune/sparsity/kernels/csrc"
-SOURCES = [f"{HERE}/{name}.cpp" for name in ("cpu", "fp32", "int8", "binary", "peak")]
-HEADERS = sorted(path.as_posix() for path in Path(HERE).glob("*.hpp"))
+INCLUDED = sorted(path.as_posix() for path in Path(HERE).glob("*.?pp"))
 # Inputs may hold NaN and infinity: no -ffast-math.
-FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]
 AVX512 = ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 SETS = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -19,8 +18,8 @@ setup(
     ext_modules=[
         Extension(
             f"paretoprune.sparsity.kernels._{name}",
-            SOURCES,
-            depends=HEADERS,
+            [f"{HERE}/sets/{name}.cpp"],
+            depends=INCLUDED,
             extra_compile_args=[*FLAGS, *flags],
             extra_link_args=["-pthread"],
             language="c++",

@@ -25,7 +25,7 @@ for kind in "${@:-portable avx2 as-avx512}"; do for set in $kind; do
         [[ $name != portable && $set == portable ]] && continue
         g++ -std=c++17 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \
             -fno-math-errno -fno-trapping-math -fPIC -shared -fvisibility=hidden -Wno-psabi "${options[@]}" \
-            "$kernels"/csrc/*.cpp -o "$kernels/_$name.so" -pthread
+            "$kernels/csrc/sets/$name.cpp" -o "$kernels/_$name.so" -pthread
     done
     echo "== $set"
     wanted=$([[ $set == portable ]] && echo portable || echo avx2)

@@ -1,4 +1,4 @@
-// The plain C interface of the fp32 kernels. Arguments are checked by the caller (run.py), indices by packing.py.
+// The plain C interface of the fp32 kernels. Arguments are checked by the caller (layers.py), indices by packing.py.
 #include "abi.hpp"
 #include "across.hpp"
 #include "layers.hpp"
