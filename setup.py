@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 HERE = "src/paretoprune/sparsity/kernels/csrc"
 INCLUDED = sorted(path.as_posix() for path in Path(HERE).glob("*.?pp"))
 # Inputs may hold NaN and infinity: no -ffast-math.
-FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
 AVX512 = ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 SETS = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -20,7 +20,7 @@ setup(
             f"paretoprune.sparsity.kernels._{name}",
             [f"{HERE}/sets/{name}.cpp"],
             depends=INCLUDED,
-            extra_compile_args=[*FLAGS, *flags],
+            extra_compile_args=[*FLAGS, "-pthread", *flags],
             extra_link_args=["-pthread"],
             language="c++",
             optional=True,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import platform
 import subprocess
@@ -28,8 +29,8 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from paretoprune.sparsity import mask_of, matrix_of, pack, pack_int8, pack_signs, pattern_of, weight_of
 from paretoprune.sparsity import kernels as K
+from paretoprune.sparsity import mask_of, matrix_of, pack, pack_int8, pack_signs, pattern_of, weight_of
 from paretoprune.sparsity.kernels.library import library
 from paretoprune.targets import Comparison, Timing, compare_fresh
 
@@ -96,8 +97,8 @@ class Bench:
     def sparse(self, pattern: str, sparsity: float) -> Array:
         """Scores at random: blocks fall where they would not for a trained network, evenly."""
         matrix = matrix_of(self.weight)
-        scores = np.random.default_rng(1).random(matrix.shape)
-        return weight_of((matrix * mask_of(pattern_of(pattern), scores, sparsity)).astype(np.float32), self.shape.weight)
+        mask = mask_of(pattern_of(pattern), np.random.default_rng(1).random(matrix.shape), sparsity)
+        return weight_of((matrix * mask).astype(np.float32), self.shape.weight)
 
     def layer(self, pattern: str, sparsity: float) -> Make:
         packed, end = pack(self.sparse(pattern, sparsity), pattern_of(pattern)), K.End(self.bias)
@@ -217,7 +218,8 @@ def measure(bench: Bench, peak: float) -> list[dict[str, Any]]:
     rows = []
     dense = bench.dense()
     best, times = bench.best(dense)
-    rows.append({"layer": f"dense ({best})", "ms": times[best], "all_ms": times, "of_peak": roof(bench, times[best], 0, peak)})
+    of_peak = roof(bench, times[best], 0, peak)
+    rows.append({"layer": f"dense ({best})", "ms": times[best], "all_ms": times, "of_peak": of_peak})
     show(rows[-1])
     crossing: dict[str, list[tuple[float, float]]] = {}
     for pattern in PATTERNS:
@@ -225,14 +227,16 @@ def measure(bench: Bench, peak: float) -> list[dict[str, Any]]:
             pair = compare_fresh(dense[best], bench.layer(pattern, sparsity), bench.timing)
             crossing.setdefault(pattern, []).append((sparsity, pair.ratio.value))
             if sparsity in SPARSITIES:
-                rows.append(row(f"{pattern} {sparsity:.0%}", pair, roof(bench, pair.b.latency_ms.value, sparsity, peak)))
+                of_peak = roof(bench, pair.b.latency_ms.value, sparsity, peak)
+                rows.append(row(f"{pattern} {sparsity:.0%}", pair, of_peak))
                 rows[-1]["goal"] = GOALS.get((pattern, sparsity))
                 show(rows[-1])
         rows.append({"layer": f"{pattern} wins from", "break_even": break_even(crossing[pattern])})
         show(rows[-1])
     rivals = bench.dense_int8()
     best8, times8 = bench.best(rivals)
-    rows.append({"layer": f"dense ({best8})", "ms": times8[best8], "all_ms": times8, "speedup": times[best] / times8[best8]})
+    ratio = times[best] / times8[best8]
+    rows.append({"layer": f"dense ({best8})", "ms": times8[best8], "all_ms": times8, "speedup": ratio})
     show(rows[-1])
     for sparsity in SPARSITIES:
         pair = compare_fresh(rivals[best8], bench.int8(sparsity), bench.timing)
@@ -256,7 +260,7 @@ def break_even(points: list[tuple[float, float]]) -> float | None:
     """The sparsity at which the speed-up passes 1, between two measured ones; 0 if it wins without a zero."""
     if points[0][1] >= 1:
         return 0.0
-    for (s0, r0), (s1, r1) in zip(points, points[1:], strict=False):
+    for (s0, r0), (s1, r1) in itertools.pairwise(points):
         if r0 < 1 <= r1:
             return s0 + (s1 - s0) * (1 / r0 - 1) / (1 / r0 - 1 / r1)
     return None

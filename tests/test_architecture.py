@@ -14,7 +14,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("graph", "frameworks", "criteria", "recover", "targets", "search", "sparsity", "tasks", "store", "report", "testing")
+ROOMS = (
+    *("graph", "frameworks", "criteria", "recover", "targets", "search"),
+    *("sparsity", "tasks", "store", "report", "testing"),
+)
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "PIL")
 """What takes longer to import than `--help` may take altogether."""
 

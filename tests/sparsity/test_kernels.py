@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparse_reference import activated, close, conv, linear, quantized, sparse_weight
 
 from paretoprune.sparsity import Pattern, pack, pack_int8, pack_signs, pattern_of, unpack_signs
 from paretoprune.sparsity.kernels import (
@@ -27,11 +26,13 @@ from paretoprune.sparsity.kernels import (
     built,
 )
 from paretoprune.sparsity.packing import unpack_values
+from sparse_reference import activated, close, conv, linear, quantized, sparse_weight
 
 pytestmark = pytest.mark.skipif(not available(), reason="no compiler was there when the package was installed")
 
 PATTERNS = ("unstructured", "4x1", "16x1", "16x4", "2:4", "3x2", "8x1", "1x4")
 Array = np.ndarray[Any, Any]
+few = settings(max_examples=30)
 
 
 @pytest.fixture(params=SETS, scope="module")
@@ -66,7 +67,8 @@ class Case:
         return End(bias, self.activation)
 
     def rest(self, y: Array) -> Array | None:
-        return np.random.default_rng(self.seed + 1).standard_normal(y.shape).astype(np.float32) if self.residual else None
+        other = np.random.default_rng(self.seed + 1)
+        return other.standard_normal(y.shape).astype(np.float32) if self.residual else None
 
     def finished(self, y: Array, end: End, residual: Array | None) -> Array:
         """`y` in double precision, outputs on axis 1 (images) or last (rows)."""
@@ -98,6 +100,7 @@ def images(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], Window]:
     return (draw(st.integers(1, 2)), channels, *size), (outputs, channels, *kernel), draw(windows)
 
 
+@few
 @given(cases(), st.one_of(sizes, st.integers(1, 9)), sizes, sizes)
 def test_linear(instruction_set: str, case: Case, rows: int, outputs: int, inputs: int) -> None:
     weight, end = case.weight((outputs, inputs)), case.end(outputs)
@@ -108,6 +111,7 @@ def test_linear(instruction_set: str, case: Case, rows: int, outputs: int, input
     close(layer(x, rest), case.finished(product, end, rest))
 
 
+@few
 @given(cases(), images())
 def test_conv(instruction_set: str, case: Case, shapes: tuple[Any, Any, Window]) -> None:
     x_shape, shape, window = shapes
@@ -122,6 +126,7 @@ def test_conv(instruction_set: str, case: Case, shapes: tuple[Any, Any, Window])
 grids = st.builds(Grid, st.floats(0.005, 0.1), st.integers(0, 255))
 
 
+@few
 @given(cases(("16x4", "unstructured", "4x1")), grids, sizes, sizes, sizes)
 def test_int8_linear_sums_are_exact(
     instruction_set: str, case: Case, grid: Grid, rows: int, outputs: int, inputs: int
@@ -134,8 +139,11 @@ def test_int8_linear_sums_are_exact(
     assert np.array_equal(got, sums.astype(np.float32) * scale)
 
 
+@few
 @given(cases(("16x4",)), grids, images())
-def test_int8_conv_sums_are_exact(instruction_set: str, case: Case, grid: Grid, shapes: tuple[Any, Any, Window]) -> None:
+def test_int8_conv_sums_are_exact(
+    instruction_set: str, case: Case, grid: Grid, shapes: tuple[Any, Any, Window]
+) -> None:
     x_shape, shape, window = shapes
     weight = pack_int8(case.weight(shape), case.pattern)
     x = (4 * case.rng.standard_normal(x_shape)).astype(np.float32)
@@ -145,6 +153,7 @@ def test_int8_conv_sums_are_exact(instruction_set: str, case: Case, grid: Grid, 
     assert np.array_equal(got, sums.astype(np.float32) * scale[:, None, None])
 
 
+@few
 @given(cases(("16x4",)), grids, images())
 def test_int8_ends(instruction_set: str, case: Case, grid: Grid, shapes: tuple[Any, Any, Window]) -> None:
     x_shape, shape, window = shapes
@@ -172,6 +181,7 @@ def test_int8_does_not_saturate(instruction_set: str, zero: int) -> None:
     assert np.array_equal(got, np.broadcast_to(sums * weight.scale, (5, 32)))
 
 
+@few
 @given(cases(), sizes, sizes, sizes)
 def test_binary_linear(instruction_set: str, case: Case, rows: int, outputs: int, inputs: int) -> None:
     weight, end = pack_signs(case.weight((outputs, inputs))), case.end(outputs)
@@ -183,6 +193,7 @@ def test_binary_linear(instruction_set: str, case: Case, rows: int, outputs: int
     close(BinaryLinear(weight, end, True, case.threads, instruction_set)(x, rest), case.finished(product, end, rest))
 
 
+@few
 @given(cases(), images())
 def test_binary_conv(instruction_set: str, case: Case, shapes: tuple[Any, Any, Window]) -> None:
     x_shape, shape, window = shapes

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sparse_reference import close, conv, linear, sparse_weight
 
 from paretoprune.core.errors import DataError, TargetError, UsageError
 from paretoprune.sparsity import Unstructured, load_packed, pack, pack_int8, pack_signs, pattern_of, save_packed
@@ -29,6 +28,7 @@ from paretoprune.sparsity.kernels import (
     library,
 )
 from paretoprune.sparsity.kernels.library import SETS, VARIABLE, choose
+from sparse_reference import close, conv, linear, sparse_weight
 
 pytestmark = pytest.mark.skipif(not available(), reason="no compiler was there when the package was installed")
 

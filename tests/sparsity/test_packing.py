@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from sparse_reference import sparse_weight
 
 from paretoprune.core.errors import FileError, ModelError, UsageError
 from paretoprune.sparsity import (
@@ -30,7 +29,9 @@ from paretoprune.sparsity import (
 )
 from paretoprune.sparsity.files import KEY, _digest
 from paretoprune.sparsity.packing import decode, encode, gaps_of
+from sparse_reference import sparse_weight
 
+few = settings(max_examples=30)
 shapes = st.one_of(
     arrays.array_shapes(min_dims=2, max_dims=2, max_side=50), arrays.array_shapes(min_dims=4, max_dims=4, max_side=6)
 )
@@ -42,6 +43,7 @@ def weight_for(name: str, shape: tuple[int, ...], sparsity: float, seed: int = 0
     return sparse_weight(rng, shape, pattern_of(name), None if ":" in name else sparsity)
 
 
+@few
 @given(names, shapes, st.floats(0, 1))
 def test_a_weight_comes_back(name: str, shape: tuple[int, ...], sparsity: float) -> None:
     weight = weight_for(name, shape, sparsity)
@@ -50,6 +52,7 @@ def test_a_weight_comes_back(name: str, shape: tuple[int, ...], sparsity: float)
     assert packed.value.any(axis=(1, 2)).all(), "a block of zeros was stored"
 
 
+@few
 @given(names, shapes, st.floats(0, 1))
 def test_int8_is_within_half_a_step(name: str, shape: tuple[int, ...], sparsity: float) -> None:
     weight = weight_for(name, shape, sparsity)
@@ -59,6 +62,7 @@ def test_int8_is_within_half_a_step(name: str, shape: tuple[int, ...], sparsity:
     assert (np.abs(unpack(packed) - weight) <= 0.5001 * steps).all()
 
 
+@few
 @given(shapes)
 def test_signs_come_back(shape: tuple[int, ...]) -> None:
     weight = weight_for("unstructured", shape, 0)
@@ -68,6 +72,7 @@ def test_signs_come_back(shape: tuple[int, ...]) -> None:
     assert packed.size_bytes == shape[0] * (4 * -(-weight[0].size // 32) + 4)
 
 
+@few
 @given(st.sets(st.integers(0, 5000)), st.integers(0, 300))
 def test_positions_come_back_from_both_codings(given: set[int], beyond: int) -> None:
     at = np.array(sorted(given), np.int64)
@@ -76,6 +81,7 @@ def test_positions_come_back_from_both_codings(given: set[int], beyond: int) -> 
         assert np.array_equal(decode(encode(at, cells, coding), cells, coding), at)
 
 
+@few
 @given(st.sets(st.integers(0, 5000), min_size=1), st.integers(0, 4999))
 def test_a_gap_code_that_is_cut_is_refused_or_shorter(given: set[int], keep: int) -> None:
     """Never a position that was not there."""
@@ -106,6 +112,7 @@ def test_sizes_are_those_of_the_file(tmp_path: Path) -> None:
     assert packed.sparsity == pytest.approx(0.9, abs=1e-3)
 
 
+@few
 @given(names, shapes, st.floats(0, 1))
 def test_a_file_gives_what_was_saved(tmp_path_factory: Any, name: str, shape: tuple[int, ...], sparsity: float) -> None:
     path = tmp_path_factory.getbasetemp() / "packed.safetensors"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -24,12 +24,14 @@ from paretoprune.sparsity import (
 )
 
 Array = np.ndarray[Any, Any]
+few = settings(max_examples=30)
 shapes = arrays.array_shapes(min_dims=2, max_dims=2, max_side=40)
 scores = arrays.arrays(np.float32, shapes, elements=st.floats(0, 1, width=32))
 blocks = st.builds(Block, st.integers(1, 20), st.integers(1, 6))
 shares = st.floats(0, 1)
 
 
+@few
 @given(scores, blocks, shares)
 def test_blocks_stay_or_go_whole_within_the_budget(given: Array, block: Block, share: float) -> None:
     mask = mask_of(block, given, share)
@@ -41,6 +43,7 @@ def test_blocks_stay_or_go_whole_within_the_budget(given: Array, block: Block, s
     assert removed > share * given.size - block.rows * block.columns - 1e-6
 
 
+@few
 @given(scores, blocks, shares)
 def test_what_stays_scores_no_lower_than_what_goes(given: Array, block: Block, share: float) -> None:
     mask, units = mask_of(block, given, share), block.units(given)
@@ -49,12 +52,14 @@ def test_what_stays_scores_no_lower_than_what_goes(given: Array, block: Block, s
         assert units[kept].min() >= units[~kept].max()
 
 
+@few
 @given(scores, shares, shares)
 def test_a_higher_sparsity_removes_the_same_and_more(given: Array, one: float, other: float) -> None:
     low, high = (mask_of(Unstructured(), given, share) for share in sorted((one, other)))
     assert not (high & ~low).any()
 
 
+@few
 @given(scores, st.integers(1, 5), st.integers(1, 5))
 def test_n_of_m(given: Array, n: int, more: int) -> None:
     m = n + more
@@ -66,6 +71,7 @@ def test_n_of_m(given: Array, n: int, more: int) -> None:
             assert line[stays].min(initial=2) >= line[~stays].max(initial=-1)
 
 
+@few
 @given(scores, st.floats(0, 1))
 def test_a_threshold_is_plain(given: Array, threshold: float) -> None:
     assert np.array_equal(mask_above(Unstructured(), given - 0.5, threshold), np.abs(given - 0.5) > threshold)
@@ -73,6 +79,7 @@ def test_a_threshold_is_plain(given: Array, threshold: float) -> None:
     assert np.array_equal(both, mask_of(NofM(2, 4), given) & (given > threshold))
 
 
+@few
 @given(st.lists(scores, min_size=1, max_size=4), blocks, shares)
 def test_one_budget_for_all_layers(given: list[Array], block: Block, share: float) -> None:
     layers = {str(i): each for i, each in enumerate(given)}
@@ -85,6 +92,7 @@ def test_one_budget_for_all_layers(given: list[Array], block: Block, share: floa
     assert np.concatenate(kept).min(initial=2) >= np.concatenate(gone).max(initial=-1)
 
 
+@few
 @given(arrays.array_shapes(min_dims=2, max_dims=5, max_side=5))
 def test_a_weight_comes_back_from_its_matrix(shape: tuple[int, ...]) -> None:
     weight = np.arange(np.prod(shape)).reshape(shape)

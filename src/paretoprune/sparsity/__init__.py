@@ -18,8 +18,23 @@ from paretoprune.sparsity.patterns import (
 )
 
 __all__ = [
-    *("Pattern", "Unstructured", "NofM", "Block", "pattern_of"),
-    *("mask_of", "masks_of", "mask_above", "matrix_of", "weight_of"),
-    *("Packed", "PackedSigns", "pack", "pack_int8", "pack_signs", "unpack", "unpack_signs"),
-    *("save_packed", "load_packed"),
+    "Pattern",
+    "Unstructured",
+    "NofM",
+    "Block",
+    "pattern_of",
+    "mask_of",
+    "masks_of",
+    "mask_above",
+    "matrix_of",
+    "weight_of",
+    "Packed",
+    "PackedSigns",
+    "pack",
+    "pack_int8",
+    "pack_signs",
+    "unpack",
+    "unpack_signs",
+    "save_packed",
+    "load_packed",
 ]

@@ -1,4 +1,4 @@
-"""Packed weights in one safetensors file. What is stored does not depend on the processor: kernels lay it out on loading."""
+"""Packed weights in one safetensors file. It does not depend on the processor: kernels lay it out on loading."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load_packed(path: str | Path) -> dict[str, Weight]:
     tensors, about = _read(path)
     try:
         if about["format"] > FORMAT:
-            raise FileError(f"{path}: packed format {about['format']}, this version reads {FORMAT}: upgrade paretoprune")
+            raise FileError(f"{path}: packed format {about['format']}, newer than {FORMAT}: upgrade paretoprune")
         if about.pop("sha256") != _digest(about, tensors):
             raise FileError(f"{path}: its checksum differs: truncated or altered; pack the network again")
         return {name: _weight(layer, f"{name}/", tensors) for name, layer in about["layers"].items()}

@@ -123,8 +123,8 @@ def pack_blocks(weight: NDArray[Any], pattern: Pattern, scale: NDArray[np.float3
     lines, across = -(-outputs // block.rows), -(-inputs // block.columns)
     whole = np.zeros((lines * block.rows, across * block.columns), dtype=matrix.dtype)
     whole[:outputs, :inputs] = matrix
-    blocks = whole.reshape(lines, block.rows, across, block.columns).transpose(0, 2, 1, 3)
-    blocks = blocks.reshape(-1, block.rows, block.columns)
+    apart = whole.reshape(lines, block.rows, across, block.columns).transpose(0, 2, 1, 3)
+    blocks = apart.reshape(-1, block.rows, block.columns)
     at = np.flatnonzero(blocks.any(axis=(1, 2))).astype(np.int64)
     return Packed(pattern, tuple(weight.shape), at, np.ascontiguousarray(blocks[at]), scale)
 
@@ -175,7 +175,7 @@ def decode(code: Bytes, cells: int, coding: Coding) -> NDArray[np.int64]:
     """Raises FileError where the code is cut short or names positions that do not exist."""
     if coding == "mask":
         if len(code) != -(-cells // 8):
-            raise FileError(f"a mask of {len(code)} bytes for {cells} blocks: truncated or altered; pack the weight again")
+            raise FileError(f"a mask of {len(code)} bytes for {cells} blocks: truncated or altered; pack it again")
         return np.flatnonzero(np.unpackbits(code, count=cells)).astype(np.int64)
     at = np.cumsum(code, dtype=np.int64)[code < 255] - 1
     if (len(code) and code[-1] == 255) or (len(at) and (at[0] < 0 or at[-1] >= cells or (np.diff(at) <= 0).any())):

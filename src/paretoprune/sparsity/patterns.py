@@ -92,7 +92,7 @@ Pattern = Block | NofM
 
 
 def pattern_of(given: str | Pattern) -> Pattern:
-    """"unstructured", "2:4", "16x1" or any other "n:m" and "RxC"."""
+    """From "unstructured", "2:4", "16x1" or any other "n:m" and "RxC"."""
     if isinstance(given, Block | NofM):
         return given
     if given == "unstructured":
@@ -106,7 +106,7 @@ def pattern_of(given: str | Pattern) -> Pattern:
 def matrix_of(weight: NDArray[Any]) -> NDArray[Any]:
     """(outputs, inputs) of a linear (N, K) or convolution (O, I, kernel…) weight."""
     if weight.ndim < 2:
-        raise UsageError(f"a weight of shape {weight.shape}: expected (outputs, inputs) or (outputs, channels, kernel…)")
+        raise UsageError(f"a weight of shape {weight.shape}: expected (outputs, inputs or channels, kernel…)")
     return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
 
 
@@ -188,5 +188,6 @@ def _sound(scores: Matrix) -> Matrix:
     if scores.ndim != 2 or 0 in scores.shape:
         raise UsageError(f"scores of shape {scores.shape}: expected a matrix (outputs, inputs), neither of them 0")
     if not np.isfinite(scores).all():
-        raise ModelError(f"{int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite: mend the weights")
+        bad = int((~np.isfinite(scores)).sum())
+        raise ModelError(f"{bad} of {scores.size} scores are not finite: mend the weights")
     return scores

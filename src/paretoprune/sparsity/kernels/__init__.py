@@ -16,7 +16,17 @@ from paretoprune.sparsity.kernels.layers import (
 from paretoprune.sparsity.kernels.library import SETS, available, built, choose
 
 __all__ = [
-    *("Linear", "Conv", "Int8Linear", "Int8Conv", "BinaryLinear", "BinaryConv"),
-    *("End", "Window", "Grid"),
-    *("SETS", "available", "built", "choose"),
+    "Linear",
+    "Conv",
+    "Int8Linear",
+    "Int8Conv",
+    "BinaryLinear",
+    "BinaryConv",
+    "End",
+    "Window",
+    "Grid",
+    "SETS",
+    "available",
+    "built",
+    "choose",
 ]

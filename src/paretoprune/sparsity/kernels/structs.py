@@ -82,7 +82,7 @@ MOST_HEIGHT = 64
 
 
 def rows_of(packed: Packed, panel_bytes: Callable[[Any], int]) -> Weights:
-    """Blocks of r x c as c columns of r outputs. `panel_bytes`: what one input takes in a panel, given the structure."""
+    """Blocks of r x c as c columns of r outputs. `panel_bytes`: what one input takes in a panel."""
     (outputs, inputs), (lines, across), block = packed.matrix_shape, packed.grid, packed.block
     index = (packed.at % across)[:, None] * block.columns + np.arange(block.columns)
     inside = index < inputs
@@ -111,7 +111,7 @@ def _parts(packed: Packed, panel_bytes: int, columns: float) -> int:
 
 
 def int8_of(packed: Packed, scale: float, zero: int, pairs: bool) -> Weights:
-    """16 x 4 blocks, the channels of a tap filled up to four. `scale` and `zero` of the input, `pairs`: see dot4.hpp."""
+    """16 x 4 blocks, the channels of a tap filled up to four. `scale`, `zero` of the input; `pairs`: dot4.hpp."""
     whole = unpack_values(packed)
     channels = [(0, 0)] * whole.ndim
     channels[1] = (0, -whole.shape[1] % 4)
