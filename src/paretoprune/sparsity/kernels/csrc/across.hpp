@@ -70,7 +70,10 @@ inline void run_across(int rows, const Rows &w, const float *x, float *y, const 
 }
 
 // One output of one row: what unstructured weights allow. Four sums in scalar registers: gathers are slower.
-inline float dot(const uint16_t *index, const float *value, int64_t height, int64_t count, const float *x) {
+// HEIGHT 1, or 0 for what `given` says.
+template <int HEIGHT>
+inline float dot(const uint16_t *index, const float *value, int64_t given, int64_t count, const float *x) {
+    const int64_t height = HEIGHT ? HEIGHT : given;
     float a = 0, b = 0, c = 0, d = 0;
     int64_t j = 0;
     for (; j + 4 <= count; j += 4, value += 4 * height) {
@@ -92,7 +95,9 @@ inline void run_dots(const Rows &w, const float *x, float *y, const Finish &fini
         for (int64_t r = 0; r < w.height; r++) {
             const int64_t n = block * w.height + r;
             if (n >= w.outputs) break;
-            float total = dot(w.index + first, w.value + first * w.height + r, w.height, count, x);
+            const float *value = w.value + first * w.height + r;
+            float total = w.height == 1 ? dot<1>(w.index + first, value, 1, count, x)
+                                        : dot<0>(w.index + first, value, w.height, count, x);
             if (finish.bias) total += finish.bias[n];
             if (finish.residual) total += finish.residual[n];
             y[n] = activate(total, finish.activation);
