@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Sparse kernels that a venv of this checkout is built with; without the variable, all of them.
+export PARETOPRUNE_KERNEL_SETS ?= portable avx2
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -28,7 +30,7 @@ help:
 # What is imported is compiled then; all of torch at once takes two minutes.
 venv: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/paretoprune/sparsity/kernels/csrc/*.?pp)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --no-compile --no-deps -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch

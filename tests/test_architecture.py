@@ -15,17 +15,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
-    "graph",
-    "frameworks",
-    "criteria",
-    "quantize",
-    "recover",
-    "targets",
-    "search",
-    "tasks",
-    "store",
-    "report",
-    "testing",
+    *("graph", "frameworks", "criteria", "quantize", "recover", "targets", "search"),
+    *("sparsity", "tasks", "store", "report", "testing"),
 )
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "PIL")
 """What takes longer to import than `--help` may take altogether."""

@@ -1,0 +1,78 @@
+// Convolution of channels-first images by panels of pixels; a linear layer of rows by panels of rows laid side by side.
+#pragma once
+#include "abi.hpp"
+#include "panel.hpp"
+
+struct Geometry {  // one image; all in elements. dilation 1, one group
+    int64_t channels, high, wide;
+    int64_t kernel_high, kernel_wide, stride_high, stride_wide, pad_top, pad_left, pad_bottom, pad_right;
+};
+
+// The image as a panel reads it: itself, or a copy with its zeros around it, parted into stride x stride phases so that
+// neighbouring outputs read neighbouring inputs.
+struct View {
+    int64_t out_high, out_wide, phase_high, phase_wide, line;  // line: elements from one output line to the next
+    bool copied, narrow;  // narrow: lines shorter than a vector, run through as one
+    int64_t pixels, elements;  // positions to run over; floats of the copy with slack behind it
+
+    explicit View(const Geometry &g) {
+        out_high = (g.high + g.pad_top + g.pad_bottom - g.kernel_high) / g.stride_high + 1;
+        out_wide = (g.wide + g.pad_left + g.pad_right - g.kernel_wide) / g.stride_wide + 1;
+        const bool plain = g.kernel_high == 1 && g.kernel_wide == 1 && g.stride_high == 1 && g.stride_wide == 1 &&
+                           g.pad_top + g.pad_left + g.pad_bottom + g.pad_right == 0;
+        if (plain) out_wide *= out_high, out_high = 1;
+        narrow = out_wide < WIDE;
+        copied = !plain || narrow;
+        phase_high = plain ? 1 : divided_up(g.high + g.pad_top + g.pad_bottom, g.stride_high);
+        phase_wide = plain ? out_wide : divided_up(g.wide + g.pad_left + g.pad_right, g.stride_wide);
+        line = phase_wide;
+        pixels = narrow ? (out_high - 1) * line + out_wide : out_wide;
+        elements = copied ? g.channels * phases(g) * phase_high * phase_wide + 12 * WIDE : 0;
+        plain_ = plain;
+    }
+
+    static int64_t phases(const Geometry &g) { return g.stride_high * g.stride_wide; }
+
+    // Inputs are numbered by kernel line, kernel column, channel.
+    void fill_table(const Geometry &g, int32_t *table) const {
+        if (plain_) {
+            for (int64_t c = 0; c < g.channels; c++) table[c] = static_cast<int32_t>(c * out_wide);
+            return;
+        }
+        const int64_t plane = phase_high * phase_wide;
+        for (int64_t i = 0; i < g.kernel_high; i++)
+            for (int64_t j = 0; j < g.kernel_wide; j++) {
+                const int64_t phase = (i % g.stride_high) * g.stride_wide + j % g.stride_wide;
+                const int64_t tap = phase * plane + (i / g.stride_high) * phase_wide + j / g.stride_wide;
+                for (int64_t c = 0; c < g.channels; c++) *table++ = static_cast<int32_t>(c * phases(g) * plane + tap);
+            }
+    }
+
+    // Channels [from, to) of one image.
+    void copy(const Geometry &g, const float *x, float *into, int64_t from, int64_t to) const {
+        if (plain_) {
+            std::memcpy(into + from * out_wide, x + from * out_wide, sizeof(float) * (to - from) * out_wide);
+            return;
+        }
+        const int64_t plane = phase_high * phase_wide, each = phases(g) * plane;
+        std::memset(into + from * each, 0, sizeof(float) * (to - from) * each);
+        for (int64_t c = from; c < to; c++)
+            for (int64_t h = 0; h < g.high; h++) {
+                const int64_t ph = h + g.pad_top;
+                const float *line_in = x + (c * g.high + h) * g.wide;
+                float *line_out = into + c * each + (ph % g.stride_high) * g.stride_wide * plane +
+                                  (ph / g.stride_high) * phase_wide;
+                if (g.stride_wide == 1) {
+                    std::memcpy(line_out + g.pad_left, line_in, sizeof(float) * g.wide);
+                    continue;
+                }
+                for (int64_t w = 0; w < g.wide; w++) {
+                    const int64_t pw = w + g.pad_left;
+                    line_out[(pw % g.stride_wide) * plane + pw / g.stride_wide] = line_in[w];
+                }
+            }
+    }
+
+   private:
+    bool plain_;
+};
