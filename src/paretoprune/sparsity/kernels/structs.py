@@ -99,8 +99,8 @@ def rows_of(packed: Packed, panel_bytes: Callable[[Any], int]) -> Weights:
 def _parts(packed: Packed, panel_bytes: int, columns: float) -> int:
     """How many groups of channels a row block of so many columns is worked off in.
 
-    One group's inputs should stay in the nearest cache; but each costs as much as some columns to begin. Both measured
-    on Zen 3: 4x1 and 3x3 kernels at 50 % gain 10 %, unstructured ones at 80 % 15 to 28 %.
+    One group's inputs should stay in the nearest cache; but each costs as much as some columns to begin. What it gains
+    is not settled (docs/decisions/0024).
     """
     if packed.block.rows > MOST_HEIGHT:
         return 1
