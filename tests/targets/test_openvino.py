@@ -16,6 +16,7 @@ from paretoprune.core.errors import FileError, TargetError, UsageError
 from paretoprune.core.graph import Example
 from paretoprune.targets import find_target, measure_file
 from paretoprune.targets.feeds import feed_of
+from paretoprune.targets.qdq import layout_of
 
 NEEDED = "needs the extra openvino: pip install 'paretoprune[openvino]'"
 
@@ -108,6 +109,19 @@ def test_int8_needs_data_and_other_precisions_are_refused(
     with pytest.raises(pp.errors.PruneError, match=says):
         openvino.export(net.eval(), example, tmp_path / "net.onnx", precision, calibration)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_of_depthwise_convolutions_has_steps_by_channel(openvino: Any, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason=NEEDED)
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU6(), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU6(), nn.Conv2d(16, 4, 1)
+    )
+    data = Example.of(torch.randn(8, 3, 12, 12))
+    int8 = openvino.export(net.eval(), data, tmp_path / "int8.onnx", "int8", [data] * 4)
+    with pytest.raises(TargetError, match="quantized by channel"):
+        layout_of(int8)
+    assert layout_of(int8, skip=True).activations
 
 
 def test_every_figure_is_taken_on_it(openvino: Any, file: Path, example: Example) -> None:

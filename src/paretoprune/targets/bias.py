@@ -26,7 +26,7 @@ def correct_biases(fp32: Path, int8: Path, feeds: Iterable[Mapping[str, Array]])
     source = onnx.load(str(fp32)).graph
     constants = {t.name: numpy_helper.to_array(t) for t in source.initializer}
     layers = {parameter_of(n.input[1]): n for n in source.node if _has_bias(n, constants)}
-    rounded, known = stored_weights(int8), layout_of(int8).biases
+    rounded, known = stored_weights(int8), layout_of(int8, skip=True).biases
     layers = {w: n for w, n in layers.items() if w in rounded and parameter_of(n.input[2]) in known}
     if not layers:
         return

@@ -28,12 +28,18 @@ _LAST = "_QuantizeLinear_Input"
 Array = NDArray[Any]
 
 
-def layout_of(path: Path) -> Layout:
-    """Grids of the activations and weights that a file quantizes. Raises TargetError for zero points by channel."""
+def layout_of(path: Path, *, skip: bool = False) -> Layout:
+    """Grids of the activations and weights that a file quantizes.
+
+    Activations with a step for each channel, as NNCF gives them in front of depthwise convolutions, and weights with
+    zero points are left out with `skip`; else they raise TargetError.
+    """
     graph = onnx.load(str(path)).graph
     constants = _constants(graph)
     activations, weights = dict[str, Grid](), dict[str, Grid]()
     for node in graph.node:
+        if skip and _beyond(node, constants):
+            continue
         if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
             activations[node.input[0].removesuffix(_LAST)] = _activation(node, constants)
         elif node.op_type == "DequantizeLinear" and constants.get(node.input[0], np.zeros(0)).dtype == np.int8:
@@ -51,6 +57,15 @@ def _biases(graph: GraphProto, constants: Mapping[str, Array]) -> dict[str, tupl
         for x, weight, bias in [parts]
         if constants.get(bias.input[0], np.zeros(0)).dtype == np.int32
     }
+
+
+def _beyond(node: NodeProto, constants: Mapping[str, Array]) -> bool:
+    """Is it quantized in a way that a Grid does not know?"""
+    if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
+        return constants[node.input[1]].size != 1
+    if node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) > 2:
+        return bool(constants[node.input[2]].any())
+    return False
 
 
 def _restored(node: NodeProto, makers: Mapping[str, NodeProto]) -> tuple[NodeProto, NodeProto, NodeProto] | None:
