@@ -87,7 +87,12 @@ CASES: dict[str, tuple[dict[str, Any], Callable[..., Any], dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+LONGEST = ("lstm of two layers", "lstm without bias", "gru both ways with states", "rnn with relu")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONGEST else name for name in CASES]
+)
 def test_sequences(name: str, net: Any, tools: Any) -> None:
     parts, forward, axes = CASES[name]
     model = net(forward, **parts)

@@ -15,17 +15,11 @@ from zoo.networks import NETWORKS
 QUICK = (
     "own/hard_coded_view",
     "own/cifar_resnet",
-    "own/super_resolution",
-    "own/tcn",
     "own/dlrm",
-    "own/gru_bidirectional",
-    "own/lstm_projection",
     "own/einsum_attention",
     "own/multihead_attention",
     "own/mixture_of_experts",
     "own/selective_scan",
-    "torchvision/regnet_y",
-    "transformers/gpt2",
     "transformers/llama",
 )
 """The cheapest ones of different kinds of operators."""
