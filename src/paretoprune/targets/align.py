@@ -14,7 +14,7 @@ PENALTY = 1.12
 """Cost over what a straight line gives, from which a width counts as lying just behind a step."""
 
 TAKES = 3
-"""Measurements of a width: the step is read once, and all widths of all searches follow it."""
+"""Of every probe: three widths one after the other, since what disturbs a machine for seconds disturbs all three."""
 
 PROBES: Mapping[int, tuple[int, ...]] = {
     32: (48,),
@@ -28,7 +28,8 @@ PROBES: Mapping[int, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Staircase:
-    """`step`: kept widths should be multiples of it (1: any width is fine). `cost_ms` by width.
+    """`step`: kept widths should be multiples of it (1: any width is fine). `cost_ms` by width; empty where the step
+    was known already.
 
     `penalty` by step: median cost half-way between two multiples, over the mean of the two.
     """
@@ -43,20 +44,26 @@ def staircase(table: CostTable, precision: str = "fp32") -> Staircase:
 
     Steps are tried from 32 down: behind a step of 16, widths of 4 and 12 cost the same, so smaller ones do not show.
     """
+    if precision in table.steps:
+        return Staircase(table.steps[precision], {}, {})
     penalty: dict[int, float] = {}
-    costs: dict[int, float] = {}
+    costs: dict[int, list[float]] = {}
+    step = 1
+    for wide, widths in sorted(PROBES.items(), reverse=True):
+        taken = [_penalty(table, w, wide // 2, precision, costs) for w in widths for _ in range(TAKES)]
+        penalty[wide] = float(np.median(taken))
+        if penalty[wide] > PENALTY:
+            step = wide
+            break
+    table.steps[precision] = step
+    return Staircase(step, {w: float(np.median(ms)) for w, ms in sorted(costs.items())}, penalty)
 
-    def cost(width: int) -> float:
-        if width not in costs:
-            costs[width] = table.cost_ms(_probe(width), precision, TAKES)
-        return costs[width]
 
-    for step, widths in sorted(PROBES.items(), reverse=True):
-        half = step // 2
-        penalty[step] = float(np.median([2 * cost(w) / (cost(w - half) + cost(w + half)) for w in widths]))
-        if penalty[step] > PENALTY:
-            return Staircase(step, dict(sorted(costs.items())), penalty)
-    return Staircase(1, dict(sorted(costs.items())), penalty)
+def _penalty(table: CostTable, width: int, half: int, precision: str, costs: dict[int, list[float]]) -> float:
+    low, middle, high = (table.take_ms(_probe(w), precision) for w in (width - half, width, width + half))
+    for w, ms in zip((width - half, width, width + half), (low, middle, high), strict=True):
+        costs.setdefault(w, []).append(ms)
+    return 2 * middle / (low + high)
 
 
 def _probe(width: int) -> LayerSpec:

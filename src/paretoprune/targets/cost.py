@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -42,22 +41,27 @@ class CostTable:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.fingerprint = fingerprint_id(target.fingerprint())
+        self.steps: dict[str, int] = {}
+        """By precision: the step of widths that `align.staircase` read off the target."""
         self._known: dict[tuple[LayerSpec, str], float] = {}
         self._kept = 0
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def cost_ms(self, spec: LayerSpec, precision: str = "fp32", takes: int = 1) -> float:
-        """What is not known yet is measured so many times; the median is kept."""
+    def cost_ms(self, spec: LayerSpec, precision: str = "fp32") -> float:
         key = (spec, precision)
         if key not in self._known:
-            self._known[key] = median(measure_layer(self.target, spec, precision) for _ in range(takes))
+            self._known[key] = self.take_ms(spec, precision)
         return self._known[key]
+
+    def take_ms(self, spec: LayerSpec, precision: str = "fp32") -> float:
+        """Measured now, whatever is known."""
+        return measure_layer(self.target, spec, precision)
 
     def to_json(self) -> dict[str, Any]:
         costs = [{"spec": spec.to_json(), "precision": p, "ms": ms} for (spec, p), ms in self._known.items()]
-        return {"schema": COST_SCHEMA, "target": self.fingerprint, "costs": costs}
+        return {"schema": COST_SCHEMA, "target": self.fingerprint, "costs": costs, "steps": dict(self.steps)}
 
     @classmethod
     def cached(cls, target: Target) -> CostTable:
@@ -65,14 +69,15 @@ class CostTable:
         table = cls(target)
         with contextlib.suppress(FileError):
             table = cls.from_json(cache.read(table._file) or {}, target)
-        table._kept = len(table)
+        table._kept = len(table) + len(table.steps)
         return table
 
     def keep(self) -> None:
         """Put what is new into the cache, beside what other processes have put there."""
-        if len(self) > self._kept:
-            known = {**CostTable.cached(self.target)._known, **self._known}
-            self._known, self._kept = known, len(known)
+        if len(self) + len(self.steps) > self._kept:
+            there = CostTable.cached(self.target)
+            self._known, self.steps = {**there._known, **self._known}, {**self.steps, **there.steps}
+            self._kept = len(self) + len(self.steps)
             cache.write(self._file, self.to_json())
 
     @property
@@ -93,7 +98,8 @@ class CostTable:
         try:
             for row in data["costs"]:
                 table._known[LayerSpec.from_json(row["spec"]), str(row["precision"])] = _positive(row["ms"])
-        except (KeyError, TypeError, ValueError, UsageError) as error:
+            table.steps = {str(p): int(_positive(step)) for p, step in data.get("steps", {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise FileError(f"the cost table is damaged ({error!r}): measure again") from error
         return table
 
