@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import paretoprune as pp
 from paretoprune.core.graph import Example
 from paretoprune.core.protocols import Target
-from paretoprune.targets import Comparison, Timing, compare_fresh, find_target, fingerprint_id, size_bytes
+from paretoprune.targets import Comparison, Timing, compare_files, find_target, fingerprint_id, size_bytes
 from paretoprune.targets.feeds import feed_of
 from paretoprune.tasks import evaluate, task_of
 
@@ -99,16 +99,7 @@ def run(target: Target, folder: Path, timing: Timing) -> tuple[list[pp.Candidate
 
 
 def against(target: Target, original: Path, file: Path, example: Tensor, timing: Timing) -> Comparison:
-    feed = feed_of(Example.of(example[:1]))
-
-    def maker(path: Path) -> Any:
-        def make() -> Any:
-            runner = target.load(path)
-            return lambda: runner(feed)
-
-        return make
-
-    return compare_fresh(maker(original), maker(file), timing)
+    return compare_files(target, original, file, feed_of(Example.of(example[:1])), timing)
 
 
 def row(candidate: pp.Candidate) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from paretoprune import graph as graphs
 from paretoprune.core.graph import Example
 from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Target
-from paretoprune.targets import Comparison, Timing, compare_fresh, find_target, size_bytes
+from paretoprune.targets import Comparison, Timing, compare_files, find_target, size_bytes
 from paretoprune.targets.clean import PASSES
 from paretoprune.targets.feeds import feed_of
 
@@ -105,16 +105,7 @@ def activations(name: str, model: nn.Module, example: Tensor, folder: Path, timi
 
 
 def compared(target: Target, baseline: Path, file: Path, example: Tensor, timing: Timing) -> Comparison:
-    feed = feed_of(Example.of(example[:1]))
-
-    def maker(path: Path) -> Any:
-        def make() -> Any:
-            runner = target.load(path)
-            return lambda: runner(feed)
-
-        return make
-
-    return compare_fresh(maker(baseline), maker(file), timing)
+    return compare_files(target, baseline, file, feed_of(Example.of(example[:1])), timing)
 
 
 def row(network: str, runtime: str, what: str, baseline: Path, file: Path, pair: Comparison) -> Row:

@@ -41,7 +41,6 @@ import paretoprune as pp  # noqa: E402
 from paretoprune import graph as graphs  # noqa: E402
 from paretoprune.core.graph import Example  # noqa: E402
 from paretoprune.core.plan import Plan  # noqa: E402
-from paretoprune.core.protocols import Target  # noqa: E402
 from paretoprune.graph import TracedGraph  # noqa: E402
 from paretoprune.pipeline import artefact, choose, cost_model, space  # noqa: E402
 from paretoprune.targets import (  # noqa: E402
@@ -49,8 +48,10 @@ from paretoprune.targets import (  # noqa: E402
     CostTable,
     OnnxRuntime,
     Timing,
+    compare_files,
     compare_fresh,
     fingerprint_id,
+    maker,
     staircase,
 )
 from paretoprune.targets.correction import Correction, fitted  # noqa: E402
@@ -116,15 +117,7 @@ class Bench:
         return graphs.cut(self.traced, plan).program.module
 
     def against_original(self, file: Path, timing: Timing) -> Comparison:
-        return compare_fresh(maker(self.target, self.original, self.feed), maker(self.target, file, self.feed), timing)
-
-
-def maker(target: Target, path: Path, feed: Any) -> Callable[[], Callable[[], Any]]:
-    def make() -> Callable[[], Any]:
-        runner = target.load(path)
-        return lambda: runner(feed)
-
-    return make
+        return compare_files(self.target, self.original, file, self.feed, timing)
 
 
 def model_error(bench: Bench) -> dict[str, Any]:

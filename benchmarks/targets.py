@@ -38,7 +38,7 @@ from paretoprune.targets import (
     Comparison,
     CostTable,
     Timing,
-    compare_fresh,
+    compare_files,
     find_target,
     macs_of_file,
     measure_file,
@@ -59,16 +59,7 @@ def timing(max_cpu_s: float = 8.0, pairs: int = 20) -> Timing:
 
 
 def paired(target: Target, a: Path, b: Path, example: Tensor, how: Timing) -> Comparison:
-    feed = feed_of(Example.of(example[:1]))
-
-    def maker(path: Path) -> Callable[[], Callable[[], Any]]:
-        def make() -> Callable[[], Any]:
-            runner = target.load(path)
-            return lambda: runner(feed)
-
-        return make
-
-    return compare_fresh(maker(a), maker(b), how)
+    return compare_files(target, a, b, feed_of(Example.of(example[:1])), how)
 
 
 def samples(pair: Comparison) -> dict[str, Any]:

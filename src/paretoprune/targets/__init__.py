@@ -18,7 +18,7 @@ from paretoprune.targets.latency import (
     measure_latency_fresh,
 )
 from paretoprune.targets.macs import Workload, macs_of_file, workload_of_file
-from paretoprune.targets.measure import measure_file
+from paretoprune.targets.measure import compare_files, maker, measure_file
 from paretoprune.targets.memory import peak_memory
 from paretoprune.targets.meters import Reader, open_meter
 from paretoprune.targets.ort import OnnxRuntime
@@ -46,11 +46,13 @@ __all__ = [
     "Workload",
     "ZeusReader",
     "compare",
+    "compare_files",
     "compare_fresh",
     "conv_cost",
     "find_target",
     "fingerprint_id",
     "macs_of_file",
+    "maker",
     "measure_file",
     "measure_latency",
     "measure_latency_fresh",

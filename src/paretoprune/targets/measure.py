@@ -17,6 +17,7 @@ from paretoprune.targets.energy import WATTS_PER_CORE, AnalyticEstimate, CpuSeco
 from paretoprune.targets.fingerprint import fingerprint_id
 from paretoprune.targets.fresh import opener_of
 from paretoprune.targets.latency import (
+    Comparison,
     Latency,
     Make,
     Timing,
@@ -58,15 +59,15 @@ def measure_file(
     path = Path(path)
     mark = fingerprint_id(target.fingerprint())
     timing = timing or timing_for(target)
-    make = _maker(target, path, inputs)
+    make = maker(target, path, inputs)
     if getattr(target, "compiles", False):
         for file in (path,) if baseline_path is None else (path, baseline_path):
-            _maker(target, file, inputs)()()  # compiling is not to be timed, nor to use up the time for it
+            maker(target, file, inputs)()()  # compiling is not to be timed, nor to use up the time for it
     found: dict[str, Measurement | None] = {}
     if baseline_path is None:
         latency = measure_latency_fresh(make, timing)
     else:
-        pair = compare_fresh(_maker(target, baseline_path, inputs), make, timing)
+        pair = compare_files(target, baseline_path, path, inputs, timing)
         latency = pair.b
         found |= {"speedup": pair.ratio, "baseline_latency_ms": pair.a.latency_ms}
     found |= {"latency_ms": latency.latency_ms, "cpu_ms": latency.cpu_ms, "wall_ms": latency.wall_ms}
@@ -78,7 +79,16 @@ def measure_file(
     return with_derived({name: replace(value, target=mark) for name, value in found.items() if value is not None})
 
 
-def _maker(target: Target, path: Path, inputs: Inputs) -> Make:
+def compare_files(
+    target: Target, baseline: Path, path: Path, inputs: Inputs, timing: Timing | None = None
+) -> Comparison:
+    """Two files in turns; `inputs` as arrays by name. See `latency.compare_fresh`."""
+    return compare_fresh(maker(target, baseline, inputs), maker(target, path, inputs), timing)
+
+
+def maker(target: Target, path: Path, inputs: Inputs) -> Make:
+    """Loads the file anew with each call, and gives what runs it."""
+
     def make() -> Work:
         runner = target.load(path)
         bind = getattr(runner, "bind", None)

@@ -125,7 +125,9 @@ class _Linear(Kernel):
 
 
 class _Conv(Kernel):
-    """y (images, outputs, high, wide) of x (images, channels, high, wide), float32."""
+    """y (images, outputs, high, wide) of x (images, channels, high, wide), float32. `name`: of the function, pp_…"""
+
+    name: str
 
     def __init__(
         self, weights: Weights, shape: tuple[int, ...], window: Window, end: End, threads: int, wanted: str | None
@@ -158,7 +160,12 @@ class _Conv(Kernel):
         return high, wide
 
     def _run(self, x: Array, y: Array, geometry: Geometry, finish: Finish) -> None:
-        raise NotImplementedError
+        shape = ctypes.byref(geometry)
+        call, size = (getattr(self._library, f"pp_{self.name}{end}") for end in ("", "_work"))
+        work = self._room(x.shape[1:], lambda: size(self._struct, shape, self.threads))
+        call(
+            *(self._struct, shape, ctypes.byref(finish), _p(x), _p(y), _n(len(x)), ctypes.c_void_p(work), self.threads)
+        )
 
 
 class Linear(_Linear):
@@ -181,6 +188,8 @@ class Linear(_Linear):
 class Conv(_Conv):
     """fp32, any blocks."""
 
+    name = "conv"
+
     def __init__(
         self,
         packed: Packed,
@@ -191,13 +200,6 @@ class Conv(_Conv):
     ) -> None:
         weights = rows_of(_float(packed), library(instruction_set).pp_panel_bytes)
         super().__init__(weights, packed.shape, window or Window(), end or End(), threads, instruction_set)
-
-    def _run(self, x: Array, y: Array, geometry: Geometry, finish: Finish) -> None:
-        shape = ctypes.byref(geometry)
-        work = self._room(x.shape[1:], lambda: self._library.pp_conv_work(self._struct, shape, self.threads))
-        self._library.pp_conv(
-            *(self._struct, shape, ctypes.byref(finish), _p(x), _p(y), _n(len(x)), ctypes.c_void_p(work), self.threads)
-        )
 
 
 class _Int8(Kernel):
@@ -293,6 +295,8 @@ class BinaryLinear(_Linear):
 class BinaryConv(_Conv):
     """Weights of ±scale on images."""
 
+    name = "binary_conv"
+
     def __init__(
         self,
         packed: PackedSigns,
@@ -302,13 +306,6 @@ class BinaryConv(_Conv):
         instruction_set: str | None = None,
     ) -> None:
         super().__init__(signs_of(packed), packed.shape, window or Window(), end or End(), threads, instruction_set)
-
-    def _run(self, x: Array, y: Array, geometry: Geometry, finish: Finish) -> None:
-        shape = ctypes.byref(geometry)
-        work = self._room(x.shape[1:], lambda: self._library.pp_binary_conv_work(self._struct, shape, self.threads))
-        self._library.pp_binary_conv(
-            *(self._struct, shape, ctypes.byref(finish), _p(x), _p(y), _n(len(x)), ctypes.c_void_p(work), self.threads)
-        )
 
 
 def _n(number: int) -> ctypes.c_int64:
