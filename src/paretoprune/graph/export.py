@@ -104,7 +104,7 @@ def run(module: fx.GraphModule, example: Example) -> Any:
 
 def _other_values(model: nn.Module, module: fx.GraphModule, example: Example) -> None:
     """StateError if the two differ on other values: a `try` may hide from the exporter that the data decide."""
-    other = shuffled(example, negated=True)
+    other = shuffled(example, times=-1)
     expected, error = attempt(model, other)
     if error is not None:
         return
@@ -252,7 +252,7 @@ class _Sizes:
         """
         if not self.batch:
             return False
-        other = shuffled(self.at({s: self.base[s] + 1 for s in (*self.batch, *self.others)}), negated=True)
+        other = shuffled(self.at({s: self.base[s] + 1 for s in (*self.batch, *self.others)}), times=-1)
         expected, error = attempt(self.model, other)
         if error is not None or not _finite(expected):
             return False

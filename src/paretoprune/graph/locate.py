@@ -75,6 +75,10 @@ def attempt(model: nn.Module, example: Example) -> tuple[Any, Exception | None]:
         return None, error
 
 
+_TIMES = (1, -1, -8)
+"""Sizes that depend on the data may agree by chance: small values hide behind a layer's bias."""
+
+
 def variants(model: nn.Module, example: Example, extra: Mapping[int, frozenset[int]]) -> tuple[list[Example], Any]:
     """The example, then examples at other sizes and with other values that the network takes; and what it raised.
 
@@ -89,7 +93,7 @@ def variants(model: nn.Module, example: Example, extra: Mapping[int, frozenset[i
         raised = raised or error
     else:
         return found, raised
-    for other in (*_lengths(example, extra), shuffled(example)):
+    for other in (*_lengths(example, extra), *(shuffled(example, times=t) for t in _TIMES)):
         if attempt(model, other)[1] is None:
             found.append(other)
     return found, None
@@ -113,8 +117,8 @@ def _lengths(example: Example, extra: Mapping[int, frozenset[int]]) -> Iterator[
         yield from (resized(example, {i: {d: n}}) for i, dims in longer.items() for d, n in dims.items())
 
 
-def shuffled(example: Example, *, negated: bool = False) -> Example:
-    """The same sizes with the samples' values mixed up, or mixed up and negated: what depends on the data may change.
+def shuffled(example: Example, *, times: float = 1) -> Example:
+    """The same sizes with the samples' values mixed up and multiplied: what depends on the data may change.
 
     A list of whole numbers stays: it may hold lengths or offsets, whose order means something.
     """
@@ -126,7 +130,7 @@ def shuffled(example: Example, *, negated: bool = False) -> Example:
             return value
         order = torch.randperm(value.numel(), generator=generator).to(value.device)
         mixed = value.detach().reshape(-1)[order].reshape(value.shape)
-        return -mixed if negated and floating else mixed
+        return mixed * times if times != 1 and floating else mixed
 
     return mapped(example, mix)
 
