@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paretoprune.graph.activations import activated, put_activations
-from paretoprune.graph.flat import flat
+from paretoprune.graph.flat import captured, flat
 from paretoprune.graph.fold_norms import fold_norms
 from paretoprune.graph.gates import gate_derivatives
 from paretoprune.graph.influence import influences
@@ -33,6 +33,7 @@ __all__ = [
     "TracedGraph",
     "activated",
     "apply_edits",
+    "captured",
     "check",
     "check_model",
     "check_sound",
