@@ -18,7 +18,7 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True)
 class Zeros:
-    """ "16x1@0.8": blocks of 16 outputs by 1 input, of which 80 % go. "2:4". "4x1>0.02": blocks whose mean is not above.
+    """Written "16x1@0.8", 80 % of the blocks of 16 outputs by 1 input go; "2:4"; "4x1>0.02", blocks not above that go.
 
     Behind it, where they are not the usual ones: the criterion that chose and what became of what was removed, as in
     "16x1@0.8 wanda mean".

@@ -22,8 +22,8 @@ def put_zeros(program: Program, sparsity: Mapping[str, str], batches: Iterable[A
     layers = graphs.layer_weights(program.module)  # type: ignore[arg-type]  # of a cut it is a graph
     if unknown := unmatched(sparsity, layers.weights):
         raise PlanError(
-            f"plan: sparsity names '{unknown}', which is no weight of a linear layer or convolution, and fits none as a "
-            f"pattern; there are {some(layers.weights)}"
+            f"plan: sparsity names '{unknown}', which is no weight of a linear layer or convolution, and fits none as "
+            f"a pattern; there are {some(layers.weights)}"
         )
     wanted = by_name(layers.weights, {n: Zeros.parse(text) for n, text in sparsity.items()})
     found = zeros_in(program, layers.weights, wanted, batches)

@@ -205,14 +205,11 @@ def _by_surgeon(layer: Layer, fixed: Array | None) -> tuple[Array, Array]:
 
 def _clipped(layer: Layer, mask: Array) -> Array:
     """What would go is raised to the cut: the threshold, or the smallest score that stays."""
-    cut = layer.zeros.threshold
+    cut, pattern = layer.zeros.threshold, layer.pattern
     if cut is None:
-        scores = (
-            layer.matrix
-            if isinstance(layer.pattern, NofM)
-            else layer.pattern.spread(layer.pattern.units(np.abs(layer.matrix)), layer.matrix.shape)
-        )
-        cut = float(np.abs(scores)[mask].min()) if mask.any() else 0.0
+        units = np.abs(layer.matrix) if isinstance(pattern, NofM) else pattern.units(np.abs(layer.matrix))
+        stays = mask if isinstance(pattern, NofM) else mask[:: pattern.rows, :: pattern.columns]
+        cut = float(units[stays].min()) if stays.any() else 0.0
     raised = np.sign(layer.matrix) * np.maximum(np.abs(layer.matrix), cut)
     return np.where(mask, layer.matrix, raised)
 
@@ -239,9 +236,8 @@ def _told(layer: Layer, mask: Array, together: bool) -> Zeros:
     if not together or layer.zeros.share is None:
         return layer.zeros
     gone, size = int((~mask).sum()), mask.size
-    share = next(
-        (s for d in range(2, 17) if gone <= (s := round(gone / size, d)) * size + 1e-9 < gone + 1), gone / size
-    )
+    shares = (round(gone / size, digits) for digits in range(2, 17))
+    share = next((s for s in shares if gone <= s * size + 1e-9 < gone + 1), gone / size)
     return Zeros(layer.zeros.pattern, share, None, layer.zeros.criterion, layer.zeros.removed)
 
 
