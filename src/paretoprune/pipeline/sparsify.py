@@ -59,17 +59,17 @@ def sparsify(
     of blocks, their mean absolute value; n:m holds besides.
     `scope`: "layer" takes that share of every layer, "global" of all layers together, where scores are lowest.
 
-    `criterion`, blocks by their mean: "magnitude"; "wanda" (Sun et al. 2023, arXiv:2306.11695), magnitude times the
-    root mean square of the input, the same share of every output (of blocks, of every row of them); "sparsegpt" (Frantar &
-    Alistarh 2023, arXiv:2301.00774), the weights that stay follow so that the layer's output changes least; "obc" is
-    the same. The latter two need `calibration` batches, of which 512 samples are seen in the dense network; layers with
-    groups, with a shared weight or of more than 8192 inputs go by magnitude, which `notes` says.
+    `criterion`, of which blocks have their mean: "magnitude". "wanda" (Sun et al. 2023, arXiv:2306.11695): magnitude
+    times the root mean square of the input; every output (for blocks, every row of them) loses the same share.
+    "sparsegpt" (Frantar & Alistarh 2023, arXiv:2301.00774): the weights that stay follow, so that the layer's output
+    changes least; "obc" is the same. These two need `calibration` batches, of which 512 samples are seen in the dense
+    network. Layers with groups, with a shared weight or of more than 8192 inputs go by magnitude, which `notes` says.
 
     `removed`, what becomes of what goes: "zero". "mean": zero, and what it gave on average over the calibration batches
     goes into the bias, or the running mean of the batch norm behind; a layer with neither is noted. "clip": there are
-    no zeros; weights that would go are raised to the cut, keeping their sign (a weight of 0 stays): to `threshold`, or to
-    the smallest score that stays in the layer; by magnitude only. "later": weights stay as they are, and only the plan
-    says what is to go; see `pp.finetune(zeros="gradual")`.
+    no zeros; weights that would go are raised to the cut, keeping their sign (a weight of 0 stays): to `threshold`, or
+    to the smallest score that stays in the layer; by magnitude only. "later": weights stay as they are, and only the
+    plan says what is to go; see zeros="gradual" of `pp.finetune`.
 
     The plan holds it by layer (core.sparsity.Zeros); `pp.apply` chooses anew in a fresh checkpoint's weights, layer by
     layer, and needs calibration where this did. `pp.finetune` and `pp.distill` keep zeros where they are. `macs` count
