@@ -1,4 +1,4 @@
-"""What zeros cost in accuracy: a ResNet-20 with 80 % of its weights gone, in blocks and one by one, before and after one
+"""What zeros cost in accuracy: a ResNet-20 without 80 % of its weights, in blocks and one by one, before and after one
 epoch of distillation.
 
     PARETOPRUNE_DATA=/path/to/data OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sparse_accuracy.py [--seeds 0 1]
@@ -11,10 +11,10 @@ by these figures. The test set is read once for each network. Writes benchmarks/
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,19 +29,15 @@ from paretoprune.graph import tensors_of
 from paretoprune.targets import find_target
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+
+import cifar10  # noqa: E402
+
 COMMAND = "OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sparse_accuracy.py"
 SHARE, PATTERNS, CRITERIA = 0.8, ("4x1", "unstructured"), ("magnitude", "wanda", "sparsegpt")
 IGNORE = ("conv1.weight", "linear.weight")
 CHECKPOINT = "cifar10jpeg_resnet20.safetensors"
 Rows = list[dict[str, Any]]
-
-
-def example_module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def accuracy(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -99,9 +95,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     begun = time.perf_counter()
-    cifar = example_module("cifar10")
-    data, net = cifar.data(), cifar.build(3)
-    net.load_state_dict(load_file(cifar.folder_of(None) / CHECKPOINT))
+    data, net = cifar10.data(), cifar10.build(3)
+    net.load_state_dict(load_file(cifar10.folder_of(None) / CHECKPOINT))
     net.eval()
     x = next(iter(data.calibration))[0][:2]
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
