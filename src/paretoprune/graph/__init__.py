@@ -21,11 +21,13 @@ from paretoprune.graph.taps import hidden_nodes, kept_at, new_parameters, select
 from paretoprune.graph.thin import ThinNames, names_of, thinned
 from paretoprune.graph.thin_check import check_thin
 from paretoprune.graph.traced import TracedGraph, tensors_of, trace
+from paretoprune.graph.weights import LayerWeights, layer_weights
 
 __all__ = [
     "Cut",
     "Difference",
     "Edits",
+    "LayerWeights",
     "Pieces",
     "Rebuilt",
     "Split",
@@ -48,6 +50,7 @@ __all__ = [
     "hidden_nodes",
     "influences",
     "kept_at",
+    "layer_weights",
     "load",
     "names_of",
     "new_parameters",
