@@ -151,6 +151,7 @@ def test_parts_that_take_and_give_more_than_one_tensor() -> None:
 @pytest.mark.parametrize("seed", [0, 13, 24])
 def test_a_result_of_unforeseeable_size_may_only_be_handed_on(seed: int) -> None:
     """Seeds 13 and 24: the size is the same for the example, for one sample more, and for the samples mixed up."""
+
     def positions(m: Any, x: Tensor) -> Any:
         return torch.from_numpy(np.flatnonzero(m.inner(x).detach().numpy() > 0))
 
