@@ -34,6 +34,21 @@ def storage_error(path: Path, error: OSError) -> StoreError:
     return StoreError(f"cannot write {path}: {error.strerror or error}; check the folder or choose another one")
 
 
+def cache_folder() -> Path | None:
+    """Of what is kept between runs, for convenience only; None where nothing is to be kept.
+
+    $PARETOPRUNE_CACHE ("off" for none), else $XDG_CACHE_HOME/paretoprune, else ~/.cache/paretoprune.
+    """
+    given = os.environ.get("PARETOPRUNE_CACHE")
+    if given is not None:
+        return None if given in ("", "off") else Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "paretoprune"
+    except RuntimeError:
+        return None  # no home
+
+
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
     """Turn an OSError inside the block into a StoreError about `path`."""

@@ -9,30 +9,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from paretoprune.core.errors import FileError
+from paretoprune.core.storage import cache_folder
 from paretoprune.targets.files import new_file
 
 SCHEMA = 1
 MAX_BYTES = 16 << 20
 WAIT_S = 5.0
 """For another process that is writing; after that this run's figures are not kept."""
-
-
-def cache_folder() -> Path | None:
-    given = os.environ.get("PARETOPRUNE_CACHE")
-    if given is not None:
-        return None if given in ("", "off") else Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".cache") / "paretoprune"
-    except RuntimeError:
-        return None  # no home
 
 
 def read(name: str) -> Any:
