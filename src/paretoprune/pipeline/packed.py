@@ -3,76 +3,28 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from paretoprune import graph as graphs
 from paretoprune.core.data import split_batch
 from paretoprune.core.errors import ModelError, SurgeryError, UsageError
 from paretoprune.core.graph import Example
+from paretoprune.pipeline.packed_race import Array, Choice, Keep, Rival, fastest, torch_layer
 from paretoprune.sparsity import save_packed
-from paretoprune.sparsity.kernels import End, Grid, choose
-from paretoprune.sparsity.kernels.making import Layer, kernel_of
+from paretoprune.sparsity.kernels import Grid, choose
 from paretoprune.sparsity.lowering import Site, lower, sites_of, watched
-from paretoprune.sparsity.operators import window_of
 from paretoprune.sparsity.parts import Weight
-from paretoprune.sparsity.storing import sparsity_of, stored, stored_int8
 
-Array = NDArray[np.float32]
-Keep = Literal["measured", "all"]
-MIN_SPARSITY = 0.05
-"""A weight with fewer zeros is left dense without a race."""
-RACES = 7
-RACE_MS = 3.0
 SNR_DB = 20.0
 TOLERANCE = 1e-4
 """Largest error of a packed fp32 network, as a share of the largest output."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One layer as it runs in the network: what it is given, and its kernel."""
-
-    site: Site
-    x: Array
-    layer: Layer
-
-    @property
-    def outputs(self) -> Array:
-        return self.layer(self.x)
-
-
-Rival = Callable[[Case], Callable[[], Any]]
-"""A call that runs the same layer densely on the same input."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What became of one layer. Times are CPU milliseconds, taken in turns; None where there was no race.
-
-    `why` a layer is left dense; empty for a packed one.
-    """
-
-    weight: str
-    pattern: str
-    sparsity: float
-    why: str = ""
-    dense_ms: float | None = None
-    packed_ms: float | None = None
-
-    @property
-    def packed(self) -> bool:
-        return not self.why
 
 
 class PackedNetwork(fx.GraphModule):
@@ -112,11 +64,11 @@ def pack(
 ) -> PackedNetwork:
     """The network with packed kernels for its linear layers and 2-d convolutions, fused with what follows them.
 
-    Batch norms are folded first. Each layer is raced against its dense self on what `sample` (the example) gives it, on as many
-    `threads` (as torch uses): the slower one goes, and `choices` says so; `keep="all"` packs whatever can be packed.
-    `precision="int8"` needs `calibration` (batches) for the ranges of what layers are given; weights then have 8 bits,
-    one scale for an output. `rival`: another dense runtime to race against. The result is compared with the model on
-    the example. The model is not changed.
+    Batch norms are folded first. Each layer is raced against its dense self on what `sample` (the example) gives it, on
+    as many `threads` as torch uses: the slower one goes, and `choices` says so; `keep="all"` packs what can be packed.
+    `precision="int8"` needs `calibration` (batches) for the ranges of what layers are given; weights may then have 8
+    bits, one scale for an output, where that is faster than 32. `rival`: another dense runtime to race against. The
+    result is compared with the model on the example. The model is not changed.
 
     Raises UsageError for other arguments, CaptureError and ModelError for the model, TargetError where the kernels were
     not compiled, SurgeryError where the outputs differ.
@@ -136,22 +88,17 @@ def pack(
     module.requires_grad_(False)
     sites, left = sites_of(module)
     seen = _inputs(module, sites, inputs if sample is None else Example.of(sample))
-    grids = _grids(module, sites, inputs, calibration or ()) if precision == "int8" else {}
-    made = [_made(site, seen.get(site), grids.get(site), threads) for site in sites]
-    results = [
-        _raced(site, m, seen.get(site), keep, rival or _torch_layer, threads)
-        for site, m in zip(sites, made, strict=True)
-    ]
-    chosen = {s: (m[0], m[1]) for s, m, c in zip(sites, made, results, strict=True) if m is not None and c.packed}
-    lower(module, chosen)
+    grids = _grids(module, sites, calibration or ()) if precision == "int8" else {}
+    against = rival or torch_layer
+    found = {s: fastest(s, seen.get(s), grids.get(s), keep, against, threads) for s in sites}
+    forms = {site: option for site, (_, option) in found.items() if option is not None}
+    lower(module, {site: (option.weight, option.grid) for site, option in forms.items()})
+    results = [choice for choice, _ in found.values()]
     skipped = [Choice(name, "", 0.0, why) for name, why in left.items()]
-    weights = {site.weight: weight for site, (weight, _) in chosen.items()}
+    weights = {site.weight: option.weight for site, option in forms.items()}
     packed = PackedNetwork(module, [*results, *skipped], weights).eval()
     _check(captured, packed, inputs, precision)
     return packed
-
-
-Made = tuple[Weight, tuple[float, ...], Layer]
 
 
 def _inputs(module: fx.GraphModule, sites: Sequence[Site], example: Example) -> dict[Site, Array]:
@@ -167,7 +114,7 @@ def _inputs(module: fx.GraphModule, sites: Sequence[Site], example: Example) -> 
     return seen
 
 
-def _grids(module: fx.GraphModule, sites: Sequence[Site], example: Example, batches: Iterable[Any]) -> dict[Site, Grid]:
+def _grids(module: fx.GraphModule, sites: Sequence[Site], batches: Iterable[Any]) -> dict[Site, Grid]:
     """From smallest to largest value of all batches, zero included."""
     low, high = dict.fromkeys(sites, 0.0), dict.fromkeys(sites, 0.0)
 
@@ -182,61 +129,6 @@ def _grids(module: fx.GraphModule, sites: Sequence[Site], example: Example, batc
         raise ModelError("a layer is given values that are not finite on the calibration batches")
     scales = {site: (high[site] - low[site]) / 255 or 1.0 for site in sites}
     return {site: Grid(scale, int(np.clip(round(-low[site] / scale), 0, 255))) for site, scale in scales.items()}
-
-
-def _made(site: Site, x: Array | None, grid: Grid | None, threads: int) -> Made | None:
-    """None for a layer that computes no float32, or holds hardly a zero."""
-    if x is None:
-        return None
-    weight = stored(site.value) if grid is None else stored_int8(site.value)
-    window = window_of(site.stride, site.padding) if site.image else None
-    layer = kernel_of(weight, End(site.bias), window, grid, threads)
-    return weight, () if grid is None else (grid.scale, float(grid.zero)), layer
-
-
-def _raced(site: Site, made: Made | None, x: Array | None, keep: Keep, rival: Rival, threads: int) -> Choice:
-    if made is None or x is None:
-        return Choice(site.weight, "", 0.0, "it is not reached, or not given float32")
-    weight, grid, layer = made
-    choice = Choice(site.weight, str(getattr(weight, "pattern", "signs")), sparsity_of(weight))
-    if keep == "all":
-        return choice
-    zeros = float((site.value == 0).mean())
-    if choice.sparsity < MIN_SPARSITY and not grid and choice.pattern != "signs":
-        return replace(choice, why=f"{zeros:.0%} of its weights are zeros, in no blocks that can be left out")
-    dense, packed = race(rival(Case(site, x, layer)), lambda: layer(x), threads)
-    why = "" if packed < dense else "the dense layer is as fast"
-    return replace(choice, why=why, dense_ms=dense, packed_ms=packed)
-
-
-def race(one: Callable[[], Any], other: Callable[[], Any], threads: int = 1) -> tuple[float, float]:
-    """Smallest milliseconds per call of each, taken in turns."""
-    calls = [max(1, math.ceil(RACE_MS / max(1e-3, _ms(call, 1, threads)))) for call in (one, other)]
-    taken = [(_ms(one, calls[0], threads), _ms(other, calls[1], threads)) for _ in range(RACES)]
-    return min(a for a, _ in taken), min(b for _, b in taken)
-
-
-def _ms(call: Callable[[], Any], times: int, threads: int) -> float:
-    clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
-    call()
-    begun = clock()
-    for _ in range(times):
-        call()
-    return (clock() - begun) / times / 1e6
-
-
-def _torch_layer(case: Case) -> Callable[[], Any]:
-    site = case.site
-    x, weight = torch.from_numpy(case.x), torch.from_numpy(site.value)
-    bias = None if site.bias is None else torch.from_numpy(site.bias)
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            if site.image:
-                return functional.conv2d(x, weight, bias, site.stride, site.padding)
-            return functional.linear(x, weight, bias)
-
-    return run
 
 
 def _check(before: nn.Module, after: nn.Module, example: Example, precision: str) -> None:

@@ -12,11 +12,15 @@ from torch import nn
 
 from paretoprune import graph as graphs
 from paretoprune import targets
+from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Example
+from paretoprune.core.layers import LayerSpec
 from paretoprune.core.protocols import Runner, Target
-from paretoprune.sparsity import kernels
+from paretoprune.core.sparsity import Zeros
+from paretoprune.sparsity import kernels, mask_of, matrix_of, pattern_of, weight_of
 from paretoprune.sparsity.kernels.making import kernel_of
 from paretoprune.sparsity.parts import SIGNS, weight_of_parts
+from paretoprune.sparsity.storing import stored, stored_int8
 from paretoprune.targets.sparse_cpu import Kernel, LayerParts
 
 
@@ -49,6 +53,25 @@ class Packing:
             window = kernels.Window((down, across), (high, wide, high, wide))
         grid = kernels.Grid(parts.grid[0], int(parts.grid[1])) if parts.grid else None
         return kernel_of(weight, kernels.End(parts.bias, parts.activation), window, grid, threads)  # type: ignore[arg-type]
+
+    def sparse_layers(self, spec: LayerSpec, copies: int, precision: str, threads: int) -> list[Kernel]:
+        rng, zeros = np.random.default_rng(0), Zeros.parse(spec.zeros)
+        if spec.kind not in ("linear", "conv") or len(spec.kernel) not in (0, 2) or spec.groups > 1:
+            raise TargetError(f"{spec}: the kernels take linear layers and 2-d convolutions without groups")
+        if spec.kind == "conv" and set(spec.dilation) != {1}:
+            raise TargetError(f"{spec}: the kernels take no dilated convolutions")
+        window = None
+        if spec.kind == "conv":
+            window = kernels.Window((spec.stride[0], spec.stride[1]), (*spec.padding, *spec.padding))  # type: ignore[arg-type]
+        found = []
+        for _ in range(copies):
+            weight = rng.standard_normal(spec.weight_shape).astype(np.float32)
+            matrix = matrix_of(weight)
+            weight = weight_of(matrix * mask_of(pattern_of(zeros.pattern), np.abs(matrix), zeros.share), weight.shape)
+            packed = stored(weight) if precision == "fp32" else stored_int8(weight)
+            grid = None if precision == "fp32" else kernels.Grid(0.05, 128)
+            found.append(kernel_of(packed, None, window, grid, threads))
+        return found  # type: ignore[return-value]
 
     def pack(
         self,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.core.graph import Example
+from paretoprune.core.layers import LayerSpec
 from paretoprune.targets.fingerprint import machine_facts, version_of
 from paretoprune.targets.onnx_target import OnnxTarget
 
@@ -63,6 +64,10 @@ class Packing(Protocol):
         """Raises FileError for parts that do not fit together."""
         ...
 
+    def sparse_layers(self, spec: LayerSpec, copies: int, precision: str, threads: int) -> list[Kernel]:
+        """Layers of this shape on random weights with the spec's zeros."""
+        ...
+
     def pack(
         self,
         module: nn.Module,
@@ -87,6 +92,7 @@ class SparseCpu(OnnxTarget):
 
     name = "sparse-cpu"
     precisions: tuple[str, ...] = ("fp32", "int8")
+    gains_from_zeros = True
 
     def __init__(self, threads: int, packing: Packing) -> None:
         super().__init__(threads)
@@ -129,6 +135,20 @@ class SparseCpu(OnnxTarget):
             return dense_layer(case, self.threads)
 
         return self._packing.pack(module, example, one_sample(example), precision, batches, rival, self.threads)
+
+    def layer(self, spec: LayerSpec, copies: int, precision: str) -> Callable[[], Any]:
+        """A call that runs copies of one layer, for the cost table; a dense one in fp32, as in the files."""
+        if not spec.zeros:
+            from paretoprune.targets.layers import layer_model
+            from paretoprune.targets.session import OrtRunner, open_session
+
+            model = layer_model(spec, copies).SerializeToString()
+            runner, feed = OrtRunner(open_session(model, self.threads, f"{spec}"), f"{spec}"), {"x": spec.example()}
+            return lambda: runner(feed)
+        kernels = self._packing.sparse_layers(spec, copies, precision, self.threads)
+        x = spec.example()
+        buffers = [kernel(x, None, None) for kernel in kernels]
+        return lambda: [kernel(x, None, y) for kernel, y in zip(kernels, buffers, strict=True)]
 
     def cutting(self, templates: Templates) -> Self:
         """Which layers are packed depends on their zeros, so no file is cut from another."""

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Example
 from paretoprune.core.layers import LayerSpec
+from paretoprune.core.storage import atomic
 from paretoprune.targets.export import check_dtypes, evaluating, export_fp32
 from paretoprune.targets.feeds import feed_of, resized, signature_of
 from paretoprune.targets.latency import Timing, compare
@@ -20,6 +22,7 @@ from paretoprune.targets.quantized import check_quantized
 from paretoprune.targets.session import FileRunner, OrtRunner, open_session
 
 Pack = Callable[[nn.Module, Example, str, Sequence[Any] | None], nn.Module]
+_NO_INT8 = "8 bits gain nothing for this network on target 'sparse-cpu' here"
 RACE = Timing(margin=0.02, pairs=10, max_pairs=20, max_cpu_s=4.0)
 
 
@@ -39,15 +42,17 @@ def export_packed(
         dense, packed = Path(folder) / "dense.onnx", Path(folder) / "packed.onnx"
         export_fp32(load, module, example, dense, passes)
         network = pack(module, example, precision, batches)
+        if precision == "int8" and not any(c.packed and "int8" in c.pattern for c in getattr(network, "choices", ())):
+            raise TargetError(f"{_NO_INT8}: each layer is as fast in 32 bits. Export it as fp32")
         export_fp32(load, network, example, packed, passes)
         feeds = alike(example) if batches is None else [feed_of(b) for b in batches]
         if precision == "int8":
             check_quantized(load(dense), load(packed), feeds, "int8")
         feed = {name: array[:1] for name, array in alike(one_sample(example))[-1].items()}
         best = dense if _slower(load, dense, packed, feed) else packed
+        if precision == "int8" and best is dense:
+            raise TargetError(f"{_NO_INT8}: as a whole it is as fast in 32 bits. Export it as fp32")
         path.parent.mkdir(parents=True, exist_ok=True)
-        from paretoprune.core.storage import atomic
-
         with atomic(path) as temporary:
             temporary.write_bytes(best.read_bytes())
     return path

@@ -87,9 +87,20 @@ def _packed(operator: str) -> Callable[..., Any]:
             words["grid_f"] = numbers
         for name, pair in zip(("stride_i", "padding_i"), window, strict=False):
             words[name] = helper._get_const(pair, "is", name)  # type: ignore[no-untyped-call]
-        return g.op(f"paretoprune::{operator}", x, value, at, scale, bias, residual, **words)
+        made = g.op(f"paretoprune::{operator}", x, value, at, scale, bias, residual, **words)
+        made.setType(x.type().with_sizes(_packed_sizes(x.type().sizes(), words)))
+        return made
 
     return symbolic
+
+
+def _packed_sizes(x: list[int | None], words: dict[str, Any]) -> list[int | None]:
+    shape: list[int] = words["shape_i"]
+    outputs, kernel = shape[0], shape[2:]
+    if not kernel:
+        return [*x[:-1], outputs]
+    window = zip(x[2:], kernel, words["stride_i"], words["padding_i"], strict=True)
+    return [x[0], outputs, *(None if n is None else (n + 2 * p - k) // s + 1 for n, k, s, p in window)]
 
 
 _INT64 = 7
