@@ -40,8 +40,12 @@ def write(program: Program, found: Found) -> None:
 
 def by_name(names: Iterable[str], table: Mapping[str, V]) -> dict[str, V]:
     """The entry of the first pattern that fits, for every name that one fits."""
-    found = ((n, next((p for p in table if fnmatchcase(n, p)), None)) for n in names)
-    return {n: table[p] for n, p in found if p is not None}
+    return {n: table[p] for n in names if (p := fitting(n, table))}
+
+
+def fitting(name: str, patterns: Iterable[str]) -> str:
+    """The first pattern that fits the name; empty if there is none."""
+    return next((p for p in patterns if fnmatchcase(name, p)), "")
 
 
 def unmatched(patterns: Iterable[str], names: Collection[str]) -> str:

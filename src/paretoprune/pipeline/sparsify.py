@@ -180,7 +180,7 @@ def _wanted(layers: LayerWeights, table: Mapping[str, Zeros], ignore: Sequence[s
         raise UsageError(f"ignore={ignore!r}: give a list of names and patterns")
     every = [*layers.weights, *layers.left]
     for what, patterns in (("pattern", table), ("ignore", ignore)):
-        if unknown := unmatched(patterns, every):
+        if every and (unknown := unmatched(patterns, every)):
             raise UsageError(f"{what} names '{unknown}', which fits no weight; there are {some(layers.weights)}")
     wanted = by_name((n for n in layers.weights if not _ignored(n, ignore)), table)
     if not wanted:
