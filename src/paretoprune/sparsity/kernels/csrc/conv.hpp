@@ -32,48 +32,56 @@ struct View {
     int64_t start(int64_t vector) const { return std::max<int64_t>(std::min(vector * WIDE, pixels - WIDE), 0); }
     int64_t at(int64_t pixel) const { return pixel / out_wide * phase_wide + pixel % out_wide; }
 
-    // `count` vectors of pixels from vector `first` on, of all inputs: to in[input][vector].
-    void gather(const float *from, const int32_t *table, int64_t inputs, int64_t first, int count, float *in) const {
+    // T vectors of pixels from vector `first` on, of `inputs` inputs: to in[input][vector].
+    template <int T>
+    void gather(const float *from, const int32_t *table, int64_t inputs, int64_t first, float *in) const {
         typedef typename Lanes<WIDE>::Vec Vec;
-        const bool broken = out_wide < WIDE;  // more than two lines in a vector, or fewer pixels than it has
         const int64_t gap = phase_wide - out_wide;
-        int64_t starts[12], single[12][WIDE];
-        decltype(Vec{} < Vec{}) before[12];  // lanes before the end of a line
-        bool split[12];
-        for (int t = 0; t < count; t++) {
+        const float *x[T];
+        decltype(Vec{} < Vec{}) before[T];  // lanes before the end of a line
+        bool split = false;
+        for (int t = 0; t < T; t++) {
             const int64_t q = start(first + t), left = out_wide - q % out_wide;
-            starts[t] = at(q), split[t] = left < WIDE;
-            for (int i = 0; i < WIDE; i++) before[t][i] = i < left ? -1 : 0, single[t][i] = at(std::min(q + i, pixels - 1));
+            x[t] = from + at(q), split |= left < WIDE;
+            for (int i = 0; i < WIDE; i++) before[t][i] = i < left ? -1 : 0;
         }
-        for (int64_t k = 0; k < inputs; k++) {
-            const float *x = from + table[k];
-            for (int t = 0; t < count; t++, in += WIDE) {
-                if (broken) {
-                    for (int i = 0; i < WIDE; i++) in[i] = x[single[t][i]];
-                    continue;
-                }
-                Vec v = load<WIDE>(x + starts[t]);
-                if (split[t]) v = before[t] ? v : load<WIDE>(x + starts[t] + gap);
-                store<WIDE>(in, v);
+        for (int64_t k = 0; k < inputs; k++, in += T * WIDE)
+#pragma GCC unroll 16
+            for (int t = 0; t < T; t++) {
+                const float *at = x[t] + table[k];
+                Vec v = load<WIDE>(at);
+                if (split) v = before[t] ? v : load<WIDE>(at + gap);
+                store<WIDE>(in + t * WIDE, v);
             }
-        }
+    }
+
+    // Images of short lines, of which a vector may hold more than two, and fewer pixels than a vector has.
+    void gather_any(const float *from, const int32_t *table, int64_t inputs, int64_t first, int count, float *in) const {
+        int64_t pixel[12 * WIDE];
+        for (int i = 0; i < count * WIDE; i++) pixel[i] = at(std::min(start(first + i / WIDE) + i % WIDE, pixels - 1));
+        for (int64_t k = 0; k < inputs; k++, in += count * WIDE)
+            for (int i = 0; i < count * WIDE; i++) in[i] = from[table[k] + pixel[i]];
+    }
+
+    template <int T = 12>
+    void gather(const float *from, const int32_t *table, int64_t inputs, int64_t first, int count, float *in) const {
+        if (out_wide < WIDE) return gather_any(from, table, inputs, first, count, in);
+        if (count == T) return gather<T>(from, table, inputs, first, in);
+        if constexpr (T > 1) gather<T - 1>(from, table, inputs, first, count, in);
     }
 
     static int64_t phases(const Geometry &g) { return g.stride_high * g.stride_wide; }
 
-    // Inputs are numbered by kernel line, kernel column, channel.
+    // Inputs are numbered by channel, kernel line, kernel column: those of a part stand together.
     void fill_table(const Geometry &g, int32_t *table) const {
-        if (!copied) {
-            for (int64_t c = 0; c < g.channels; c++) table[c] = static_cast<int32_t>(c * pixels);
-            return;
-        }
         const int64_t plane = phase_high * phase_wide;
-        for (int64_t i = 0; i < g.kernel_high; i++)
-            for (int64_t j = 0; j < g.kernel_wide; j++) {
-                const int64_t phase = (i % g.stride_high) * g.stride_wide + j % g.stride_wide;
-                const int64_t tap = phase * plane + (i / g.stride_high) * phase_wide + j / g.stride_wide;
-                for (int64_t c = 0; c < g.channels; c++) *table++ = static_cast<int32_t>(c * phases(g) * plane + tap);
-            }
+        for (int64_t c = 0; c < g.channels; c++)
+            for (int64_t i = 0; i < g.kernel_high; i++)
+                for (int64_t j = 0; j < g.kernel_wide; j++) {
+                    const int64_t phase = (i % g.stride_high) * g.stride_wide + j % g.stride_wide;
+                    const int64_t tap = phase * plane + (i / g.stride_high) * phase_wide + j / g.stride_wide;
+                    *table++ = static_cast<int32_t>(c * phases(g) * plane + tap);
+                }
     }
 
     // Channels [from, to) of one image.

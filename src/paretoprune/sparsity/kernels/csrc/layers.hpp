@@ -20,6 +20,26 @@ void in_chunks(const W &w, int64_t from, int64_t to, Run run) {
     for (int64_t b = from; b < to; b += step) run(b, std::min(b + step, to));
 }
 
+// Channels of a part; of linear layers, inputs.
+template <class W>
+int64_t part_first(const W &w, int64_t part, int64_t channels) {
+    return divided_up(part * channels, w.parts);
+}
+
+// Floats of a panel's memory: of the inputs of a part, of sums between the parts, and of CHUNK finished outputs.
+template <class W>
+struct Room {
+    int64_t in, between, out;
+
+    Room(const W &w, int64_t channels, int64_t taps, int most) {
+        const int64_t wide = int64_t(most) * WIDE, height = w.height;
+        in = padded(divided_up(channels, w.parts) * taps * wide);
+        between = w.parts > 1 ? padded(row_blocks(w) * height * wide) : 0;
+        out = padded(std::max(W::CHUNK, height) * wide);
+    }
+    int64_t all() const { return in + between + out; }
+};
+
 // y (rows, outputs) = x (rows, inputs) times the weights, rows laid side by side in each thread's own memory.
 template <class W>
 struct Linear {
@@ -31,32 +51,41 @@ struct Linear {
     float *work;
     int most;
 
-    int64_t chunk_outputs() const { return std::max(W::CHUNK, int64_t(w.height)); }
-    int64_t each_thread() const { return padded(w.inputs * most * WIDE) + padded(chunk_outputs() * most * WIDE); }
+    Room<W> room() const { return {w, w.inputs, 1, most}; }
 
     void run(int64_t task, int thread) {
         const int64_t panel = task / parts, part = task % parts, blocks = row_blocks(w);
+        const int64_t from = blocks * part / parts, to = blocks * (part + 1) / parts;
         const int64_t vectors = divided_up(rows, WIDE), first = panel * vectors / panels * WIDE;
         const int64_t last = std::min((panel + 1) * vectors / panels * WIDE, rows), count = last - first;
         const int64_t width = divided_up(count, WIDE) * WIDE;
-        float *in = work + thread * each_thread(), *out = in + padded(w.inputs * most * WIDE);
-        gather(x + first * w.inputs, count, width, in);
+        const Room<W> size = room();
+        float *in = work + thread * size.all(), *between = in + size.in, *out = between + size.between;
         const Finish inside = {finish.bias, nullptr, finish.residual ? NONE : finish.activation};
-        Panel p = {static_cast<int>(width / WIDE), in, nullptr, width, width - WIDE, inside};
-        in_chunks(w, blocks * part / parts, blocks * (part + 1) / parts, [&](int64_t from, int64_t to) {
-            const int64_t n = from * w.height, outputs = std::min(to * w.height, w.outputs) - n;
-            p.y = out - n * width;
-            w.run(p, from, to);
-            transpose(out, width, outputs, count, y + first * w.outputs + n, w.outputs);
-            if (finish.residual) finish_rows(first, count, n, outputs);
-        });
+        Panel p = {static_cast<int>(width / WIDE), nullptr, nullptr, width, width - WIDE, inside, 0, between};
+        for (p.part = 0; p.part < w.parts; p.part++) {
+            const int64_t begin = part_first(w, p.part, w.inputs), end = part_first(w, p.part + 1, w.inputs);
+            gather(x + first * w.inputs + begin, count, end - begin, width, in);
+            p.in = in - begin * width;
+            if (p.part + 1 < w.parts) {
+                w.run(p, from, to);
+                continue;
+            }
+            in_chunks(w, from, to, [&](int64_t a, int64_t b) {
+                const int64_t n = a * w.height, outputs = std::min(b * w.height, w.outputs) - n;
+                p.y = out - n * width;
+                w.run(p, a, b);
+                transpose(out, width, outputs, count, y + first * w.outputs + n, w.outputs);
+                if (finish.residual) finish_rows(first, count, n, outputs);
+            });
+        }
     }
 
     // Rows become columns; what is missing to a whole vector is zero.
-    void gather(const float *from, int64_t count, int64_t width, float *in) const {
+    void gather(const float *from, int64_t count, int64_t inputs, int64_t width, float *in) const {
         if (count < width)
-            for (int64_t k = 0; k < w.inputs; k++) std::fill(in + k * width + count, in + (k + 1) * width, 0.0f);
-        transpose(from, w.inputs, count, w.inputs, in, width);
+            for (int64_t k = 0; k < inputs; k++) std::fill(in + k * width + count, in + (k + 1) * width, 0.0f);
+        transpose(from, w.inputs, count, inputs, in, width);
     }
 
     void finish_rows(int64_t first, int64_t count, int64_t n, int64_t outputs) const {
@@ -95,29 +124,34 @@ struct Conv {
     int32_t *table;
     float *image, *work;
 
-    int64_t chunk_outputs() const { return std::max(W::CHUNK, int64_t(w.height)); }
-    int64_t each_thread() const {
-        return padded(w.inputs * most * WIDE) + (view.pixels < WIDE ? padded(chunk_outputs() * WIDE) : 0);
-    }
+    Room<W> room() const { return {w, g.channels, g.kernel_high * g.kernel_wide, most}; }
 
     void run(int64_t task, int thread) {
         if (copying) return view.copy(g, x, image, g.channels * task / copies, g.channels * (task + 1) / copies);
         const int64_t panel = task / parts, part = task % parts, blocks = row_blocks(w);
         const int64_t from = blocks * part / parts, to = blocks * (part + 1) / parts;
         const int64_t first = panel * vectors / panels, count = (panel + 1) * vectors / panels - first;
-        float *in = work + thread * each_thread(), *out = in + padded(w.inputs * most * WIDE);
-        view.gather(view.copied ? image : x, table, w.inputs, first, static_cast<int>(count), in);
-        Panel p = {static_cast<int>(count), in, y + first * WIDE, view.pixels, view.start(first + count - 1) - first * WIDE, finish};
-        if (view.pixels >= WIDE) {
-            if (finish.residual) p.finish.residual += first * WIDE;
-            return w.run(p, from, to);
+        const int64_t taps = g.kernel_high * g.kernel_wide, width = count * WIDE;
+        const Room<W> size = room();
+        float *in = work + thread * size.all(), *between = in + size.in, *out = between + size.between;
+        Panel p = {static_cast<int>(count), nullptr, y + first * WIDE, view.pixels, view.start(first + count - 1) - first * WIDE, finish, 0, between};
+        const bool few = view.pixels < WIDE;
+        if (few) p.stride = WIDE, p.finish = {finish.bias, nullptr, finish.residual ? NONE : finish.activation};
+        else if (finish.residual) p.finish.residual += first * WIDE;
+        for (p.part = 0; p.part < w.parts; p.part++) {
+            const int64_t begin = part_first(w, p.part, g.channels) * taps, end = part_first(w, p.part + 1, g.channels) * taps;
+            view.gather(view.copied ? image : x, table + begin, end - begin, first, p.vectors, in);
+            p.in = in - begin * width;
+            if (!few || p.part + 1 < w.parts) {
+                w.run(p, from, to);
+                continue;
+            }
+            in_chunks(w, from, to, [&](int64_t a, int64_t b) {
+                p.y = out - a * w.height * WIDE;
+                w.run(p, a, b);
+                for (int64_t n = a * w.height; n < std::min(b * w.height, w.outputs); n++) move_out(p.y + n * WIDE, n);
+            });
         }
-        p.stride = WIDE, p.finish = {finish.bias, nullptr, finish.residual ? NONE : finish.activation};
-        in_chunks(w, from, to, [&](int64_t a, int64_t b) {
-            p.y = out - a * w.height * WIDE;
-            w.run(p, a, b);
-            for (int64_t n = a * w.height; n < std::min(b * w.height, w.outputs); n++) move_out(p.y + n * WIDE, n);
-        });
     }
 
     // Images of fewer pixels than a vector has.
@@ -145,7 +179,7 @@ Conv<W> conv_of(const W &w, const Geometry &g, int threads) {
 // Each call's memory: of convolutions a table and the copied image, then each thread's own. 64-byte aligned.
 template <class W>
 int64_t linear_work(const W &w, int64_t rows, int threads) {
-    return 4 * threads * linear_of(w, rows, threads).each_thread();
+    return 4 * threads * linear_of(w, rows, threads).room().all();
 }
 
 template <class W>
@@ -158,7 +192,7 @@ void linear(const W &w, const Finish &finish, const float *x, float *y, int64_t 
 template <class W>
 int64_t conv_work(const W &w, const Geometry &g, int threads) {
     const Conv<W> job = conv_of(w, g, threads);
-    return 4 * (padded(w.inputs) + padded(job.view.elements) + threads * job.each_thread());
+    return 4 * (padded(w.inputs) + padded(job.view.elements) + threads * job.room().all());
 }
 
 template <class W>

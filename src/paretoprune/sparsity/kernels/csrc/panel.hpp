@@ -6,12 +6,12 @@
 
 struct Rows {              // the packed weights of one layer
     int64_t outputs, inputs, height;  // height: outputs in a stored column
-    int64_t parts;         // of the inputs, each small enough for the nearest cache; 1 where height > CHUNK
+    int64_t parts;         // of the inputs, each small enough for the nearest cache
     const int32_t *start;  // (row blocks * parts + 1): first column of each row block and part
     const uint16_t *index; // (columns): the input
     const float *value;    // (columns, height)
 
-    static constexpr int64_t CHUNK = 64;  // outputs that are done together
+    static constexpr int64_t CHUNK = 64;  // outputs that are moved to their place together
     int64_t first(int64_t block) const { return start[block * parts]; }
     int most() const;
     void run(const struct Panel &p, int64_t from, int64_t to) const;
@@ -32,14 +32,17 @@ struct Finish {
     int32_t activation;
 };
 
-// Inputs side by side: vector t of input k stands at in + (k * vectors + t) * WIDE, and that of output n goes to
-// y + n * stride + t * WIDE, the last one to y + n * stride + last (it may lie over the one before).
+// Inputs of one part side by side: vector t of input k stands at in + (k * vectors + t) * WIDE. That of output n goes to
+// y + n * stride + t * WIDE, the last one to y + n * stride + last (it may lie over the one before); before the last
+// part, to between + (n * vectors + t) * WIDE.
 struct Panel {
     int vectors;
     const float *in;
     float *y;
     int64_t stride, last;
     Finish finish;
+    int64_t part;
+    float *between;
 };
 
 #define INLINE inline __attribute__((always_inline))  // so that sums stay in registers
@@ -51,6 +54,14 @@ struct Sums {
 
 template <int R, int T>
 INLINE void begin(const Panel &p, Sums<R, T> &sum, int64_t n, int64_t rows) {
+    if (p.part > 0) {
+        const float *before = p.between + n * T * WIDE;
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+            for (int t = 0; t < T; t++) sum.at[r][t] = load<WIDE>(before + (r * T + t) * WIDE);
+        return;
+    }
     const float *bias = p.finish.bias;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
@@ -113,6 +124,14 @@ __attribute__((noinline)) void end_any(const Panel &p, const Sums<R, T> &sum, in
 
 template <int R, int T>
 INLINE void end(const Panel &p, Sums<R, T> &sum, int64_t n, int64_t rows) {
+    if (rows == 0) {
+        float *between = p.between + n * T * WIDE;
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+            for (int t = 0; t < T; t++) store<WIDE>(between + (r * T + t) * WIDE, sum.at[r][t]);
+        return;
+    }
     if (rows < R || p.finish.residual || p.finish.activation == GELU) {
         const Sums<R, T> copy = sum;
         return end_any<R, T>(p, copy, n, static_cast<int>(std::min<int64_t>(R, rows)));
@@ -131,38 +150,21 @@ INLINE void end(const Panel &p, Sums<R, T> &sum, int64_t n, int64_t rows) {
         }
 }
 
-// Row blocks [from, to), one part of the inputs; `between`: the sums so far, of each R outputs.
+// Row blocks [from, to).
 template <int R, int T>
-inline void run_part(const Rows &w, const Panel &p, int64_t from, int64_t to, int64_t part, Sums<R, T> *between) {
+void run_panel(const Rows &w, const Panel &p, int64_t from, int64_t to) {
     const int64_t height = w.height;
     for (int64_t block = from; block < to; block++) {
-        const int64_t first = w.start[block * w.parts + part], last = w.start[block * w.parts + part + 1];
+        const int64_t first = w.start[block * w.parts + p.part], last = w.start[block * w.parts + p.part + 1];
         for (int64_t r = 0; r < height; r += R) {
             const int64_t n = block * height + r, rows = w.outputs - n;
             if (rows <= 0) break;
             Sums<R, T> sum;
-            if (part == 0)
-                begin<R, T>(p, sum, n, rows);
-            else
-                sum = *between;
+            begin<R, T>(p, sum, n, rows);
             multiply<R, T>(p.in, w.index + first, w.index + last, w.value + first * height + r, height, sum);
-            if (part + 1 < w.parts)
-                *between = sum;
-            else
-                end<R, T>(p, sum, n, rows);
-            if (between) between++;
+            end<R, T>(p, sum, n, p.part + 1 < w.parts ? 0 : rows);
         }
     }
-}
-
-// Row blocks [from, to) of the layer.
-template <int R, int T>
-void run_panel(const Rows &w, const Panel &p, int64_t from, int64_t to) {
-    if (w.parts == 1) return run_part<R, T>(w, p, from, to, 0, nullptr);
-    Sums<R, T> between[Rows::CHUNK / R];
-    const int64_t step = Rows::CHUNK / w.height;
-    for (int64_t b = from; b < to; b += step)
-        for (int64_t part = 0; part < w.parts; part++) run_part<R, T>(w, p, b, std::min(b + step, to), part, between);
 }
 
 template <int R, int T>

@@ -11,7 +11,7 @@ struct Signs {
     const uint32_t *bits;   // (outputs, words), first input lowest; what stands behind the last input is not used
     const float *scale;     // (outputs)
 
-    static constexpr int64_t height = 1;
+    static constexpr int64_t height = 1, parts = 1;
     static constexpr int T = LANES == 4 ? 4 : 2;
     static constexpr int64_t OUTPUTS = 256, CHUNK = OUTPUTS;  // whose sums stay in the nearest cache
     typedef typename Lanes<WIDE>::Vec Vec;
