@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,14 +36,13 @@ def replace(
     weights: Mapping[str, Packed],
     threads: int = 1,
     instruction_set: str | None = None,
-    dense: Collection[str] = (),
 ) -> Replaced:
     """Layers of `model` (an openvino.Model, as read from an ONNX file) whose weight is packed, by our operators.
 
     `weights`: by the name of the initializer; (outputs, inputs…), also where the file holds a linear weight transposed.
-    The constant in the model must be equal to what is packed. `dense`: names of nodes to leave alone. Bias, a residual
-    of equal size, and ReLU or GELU that follow are computed with the layer. The result can be compiled by any Core of
-    this process. Raises UsageError for a weight that the model lacks or holds differently, TargetError without kernels.
+    The constant in the model must be equal to what is packed. Bias, a residual of equal size, and ReLU or GELU that
+    follow are computed with the layer. The result can be compiled by any Core of this process.
+    Raises UsageError for a weight that the model lacks or holds differently, TargetError without kernels.
     """
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"threads={threads}: expected 1 to {MOST_THREADS}")
@@ -59,8 +58,7 @@ def replace(
             raise UsageError(f"the network has no weight {key!r}; it has {', '.join(sorted(found))[:200]}")
         for node in users(found[key]):
             label = node.get_friendly_name()
-            why = "it was not to be replaced" if label in dense else _fault(node, found[key], key, packed)
-            if why:
+            if why := _fault(node, found[key], key, packed):
                 left[label] = why
             else:
                 layers[label] = maker.replace(node, packed)
