@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.sparsity import Packed, pack, pack_int8, pattern_of
 from paretoprune.sparsity.kernels import available
-from paretoprune.sparsity.openvino_ops import build, replace
+from paretoprune.sparsity.openvino_ops import build, choice, choose, replace
 from paretoprune.sparsity.openvino_ops.replace import laid_out
 from sparse_reference import close, sparse_weight
 
@@ -123,10 +123,7 @@ def test_gemm_with_a_scale() -> None:
 
 
 def test_a_residual_block_becomes_two_operators_on_several_threads() -> None:
-    net = Net(16, 9, 9)
-    net.then("Conv", net.weight((16, 16, 3, 3)), bias(16), pads=[1, 1, 1, 1]).then("Relu")
-    net.then("Conv", net.weight((16, 16, 1, 1)), bias(16)).then("Add", "x").then("Relu")
-    agree(net, [3, 4], threads=2)
+    agree(block(), [3, 4], threads=2)
 
 
 def test_a_feed_forward_block_becomes_two_operators() -> None:
@@ -160,6 +157,34 @@ def test_what_the_kernels_lack_stays_dense_and_says_why() -> None:
     net = Net(8, 8)
     net.then("MatMul", net.weight((8, 8)), flip=True)
     assert "as its weight" in str(agree(net, []).left)
+
+
+def block(sparsity: float = 0.6) -> Net:
+    net = Net(16, 9, 9)
+    net.then("Conv", net.weight((16, 16, 3, 3), sparsity=sparsity), bias(16), pads=[1, 1, 1, 1]).then("Relu")
+    return net.then("Conv", net.weight((16, 16, 1, 1), sparsity=sparsity), bias(16)).then("Add", "x").then("Relu")
+
+
+def test_the_fastest_network_is_chosen() -> None:
+    net = block()
+    model, feed = net.model(), {"x": np.ones((2, 16, 9, 9), np.float32)}
+    made = choose(model, net.packed, feed, rounds=3)
+    assert {"dense", "all"} <= made.networks.keys()
+    assert len(made.layers) == 2
+    assert len(made.weights) == len(made.best.layers)
+    assert all(min(times) > 0 for times in made.layers.values())
+    close(net.run(made.best.model, 3), net.run(model, 3))
+
+
+def test_a_layer_that_loses_stays_dense_if_the_whole_network_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = block()
+    model, feed, (first, second) = net.model(), {"x": np.ones((2, 16, 9, 9), np.float32)}, net.packed
+    (one,), (two,) = (replace(model, {name: net.packed[name]}).layers for name in (first, second))
+    monkeypatch.setattr(choice, "_layer_times", lambda *_: {one: (1.0, 1.4), two: (1.0, 0.5)})
+    for fastest, weights in (("margin 1", (second,)), ("all", (first, second)), ("dense", ())):
+        times = dict.fromkeys(("dense", "all", "margin 1"), 1.0) | {fastest: 0.5}
+        monkeypatch.setattr(choice, "_network_times", lambda models, *_, t=times: {n: t[n] for n in models})
+        assert choose(model, net.packed, feed).weights == weights
 
 
 def test_weights_of_another_network_are_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,15 @@ LINE = 64
 
 @dataclass(frozen=True)
 class Replaced:
-    """`model`: a copy of the given one. `layers`: node name -> names of all nodes that became one. `left`: why not."""
+    """`model`: a copy of the given one. `layers`: node name -> names of all nodes that became one. `left`: why not.
+
+    `nodes`: weight -> names of the nodes of both kinds.
+    """
 
     model: Any
     layers: Mapping[str, tuple[str, ...]]
-    left: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str]
+    nodes: Mapping[str, tuple[str, ...]]
 
 
 def replace(
@@ -52,23 +56,22 @@ def replace(
     factory = importlib.import_module("openvino.utils.node_factory").NodeFactory()
     factory.add_extension(str(path))
     found = {op.get_friendly_name(): op for op in copy.get_ops() if op.get_type_name() == "Constant"}
-    maker, layers, left = _Maker(factory, threads, name), {}, {}
+    maker, layers, left, nodes = _Maker(factory, threads, name), {}, {}, {}
     for key, packed in weights.items():
         if key not in found:
             raise UsageError(f"the network has no weight {key!r}; it has {', '.join(sorted(found))[:200]}")
-        for node in users(found[key]):
-            label = node.get_friendly_name()
+        readers = users(found[key])
+        nodes[key] = tuple(node.get_friendly_name() for node in readers)
+        for label, node in zip(nodes[key], readers, strict=True):
             if why := _fault(node, found[key], key, packed):
                 left[label] = why
             else:
                 layers[label] = maker.replace(node, packed)
     copy.validate_nodes_and_infer_types()
-    return Replaced(copy, layers, left)
+    return Replaced(copy, layers, left, nodes)
 
 
 class _Maker:
-    """`laid`: a weight that several layers share is laid out once."""
-
     def __init__(self, factory: Any, threads: int, instruction_set: str) -> None:
         self._factory, self._threads, self._set = factory, threads, instruction_set
 
