@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paretoprune.sparsity.openvino_ops.choice import Choice, choose
 from paretoprune.sparsity.openvino_ops.replace import Replaced, replace
 
-__all__ = ["replace", "Replaced"]
+__all__ = ["replace", "Replaced", "choose", "Choice"]

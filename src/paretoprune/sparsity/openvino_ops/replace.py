@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,15 @@ LINE = 64
 
 @dataclass(frozen=True)
 class Replaced:
-    """`model`: a copy of the given one. `layers`: node name -> names of all nodes that became one. `left`: why not."""
+    """`model`: a copy of the given one. `layers`: node name -> names of all nodes that became one. `left`: why not.
+
+    `nodes`: weight -> names of the nodes of both kinds.
+    """
 
     model: Any
     layers: Mapping[str, tuple[str, ...]]
-    left: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str]
+    nodes: Mapping[str, tuple[str, ...]]
 
 
 def replace(
@@ -36,14 +40,13 @@ def replace(
     weights: Mapping[str, Packed],
     threads: int = 1,
     instruction_set: str | None = None,
-    dense: Collection[str] = (),
 ) -> Replaced:
     """Layers of `model` (an openvino.Model, as read from an ONNX file) whose weight is packed, by our operators.
 
     `weights`: by the name of the initializer; (outputs, inputs…), also where the file holds a linear weight transposed.
-    The constant in the model must be equal to what is packed. `dense`: names of nodes to leave alone. Bias, a residual
-    of equal size, and ReLU or GELU that follow are computed with the layer. The result can be compiled by any Core of
-    this process. Raises UsageError for a weight that the model lacks or holds differently, TargetError without kernels.
+    The constant in the model must be equal to what is packed. Bias, a residual of equal size, and ReLU or GELU that
+    follow are computed with the layer. The result can be compiled by any Core of this process.
+    Raises UsageError for a weight that the model lacks or holds differently, TargetError without kernels.
     """
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"threads={threads}: expected 1 to {MOST_THREADS}")
@@ -53,24 +56,22 @@ def replace(
     factory = importlib.import_module("openvino.utils.node_factory").NodeFactory()
     factory.add_extension(str(path))
     found = {op.get_friendly_name(): op for op in copy.get_ops() if op.get_type_name() == "Constant"}
-    maker, layers, left = _Maker(factory, threads, name), {}, {}
+    maker, layers, left, nodes = _Maker(factory, threads, name), {}, {}, {}
     for key, packed in weights.items():
         if key not in found:
             raise UsageError(f"the network has no weight {key!r}; it has {', '.join(sorted(found))[:200]}")
-        for node in users(found[key]):
-            label = node.get_friendly_name()
-            why = "it was not to be replaced" if label in dense else _fault(node, found[key], key, packed)
-            if why:
+        readers = users(found[key])
+        nodes[key] = tuple(node.get_friendly_name() for node in readers)
+        for label, node in zip(nodes[key], readers, strict=True):
+            if why := _fault(node, found[key], key, packed):
                 left[label] = why
             else:
                 layers[label] = maker.replace(node, packed)
     copy.validate_nodes_and_infer_types()
-    return Replaced(copy, layers, left)
+    return Replaced(copy, layers, left, nodes)
 
 
 class _Maker:
-    """`laid`: a weight that several layers share is laid out once."""
-
     def __init__(self, factory: Any, threads: int, instruction_set: str) -> None:
         self._factory, self._threads, self._set = factory, threads, instruction_set
 
