@@ -41,6 +41,7 @@ NAMES = [
     "read_front",
     "save",
     "search",
+    "pack",
     "sparsify",
     "testing",
     "trace",

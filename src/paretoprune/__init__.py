@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.handing_back import hand_back as hand_back
     from paretoprune.pipeline.nesting import distill_nested as distill_nested
     from paretoprune.pipeline.opening import trace as trace
+    from paretoprune.pipeline.packed import pack as pack
     from paretoprune.pipeline.prune import apply as apply
     from paretoprune.pipeline.prune import prune as prune
     from paretoprune.pipeline.pruned import Pruned as Pruned
@@ -70,6 +71,7 @@ _HOMES = {
     "read_front": "pipeline.results",
     "save": "pipeline.files",
     "search": "pipeline.search",
+    "pack": "pipeline.packed",
     "sparsify": "pipeline.sparsify",
     "trace": "pipeline.opening",
     "train_sparse": "pipeline.sparse",
@@ -105,6 +107,7 @@ __all__ = [
     "read_front",
     "save",
     "search",
+    "pack",
     "sparsify",
     "testing",
     "trace",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from paretoprune.core.errors import UsageError
 from paretoprune.core.protocols import Target
-from paretoprune.pipeline.targets import find_target
+from paretoprune.pipeline.targets import Packing, find_target
+from paretoprune.sparsity.kernels import available
 from paretoprune.targets import OnnxRuntime
+from paretoprune.targets.sparse_cpu import SparseCpu
 from paretoprune.testing import TargetCase
 
 _MADE: dict[str, Any] = {}
@@ -49,6 +52,23 @@ class TestTorchCompile(Named):
 @pytest.mark.slow
 class TestExecuTorch(Named):
     name = "executorch"
+
+
+class TestSparseCpu(Named):
+    """Every layer that can be is packed; what is left to measurement is in test_sparse_cpu.py."""
+
+    name = "sparse-cpu"
+
+    def target(self) -> Target:
+        if not available():
+            pytest.skip("the sparse kernels were not compiled")
+        return SparseCpu(1, Packing(), keep="all")
+
+    def network(self) -> Any:
+        network = super().network()
+        weight = network[6].weight
+        weight.data *= (torch.arange(weight.shape[1]) % 3 == 0)[None]
+        return network
 
 
 class TestCuda(Named):

@@ -21,7 +21,7 @@ from paretoprune.sparsity import kernels, mask_of, matrix_of, pattern_of, weight
 from paretoprune.sparsity.kernels.making import kernel_of
 from paretoprune.sparsity.parts import SIGNS, weight_of_parts
 from paretoprune.sparsity.storing import stored, stored_int8
-from paretoprune.targets.sparse_cpu import Kernel, LayerParts
+from paretoprune.targets.sparse_cpu import Keep, Kernel, LayerParts
 
 
 class GraphFiles:
@@ -82,6 +82,7 @@ class Packing:
         calibration: Iterable[Any] | None,
         rival: Callable[[Any], Callable[[], Any]],
         threads: int,
+        keep: Keep,
     ) -> nn.Module:
         from paretoprune.pipeline.packed import pack
 
@@ -92,6 +93,7 @@ class Packing:
             calibration=calibration,
             rival=rival,
             threads=threads,
+            keep=keep,
         )
 
 

@@ -109,7 +109,8 @@ def lower(module: fx.GraphModule, chosen: Mapping[Site, tuple[Weight, tuple[floa
     """Put kernels in the place of layers, in place; with each its weight and, if that has 8 bits, its input's grid."""
     for site, (weight, grid) in chosen.items():
         _replace(module, site, weight, grid)
-    module.graph.eliminate_dead_code()
+    # A dropout counts as impure, and would keep the dense layer before it alive.
+    module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     module.graph.lint()
     module.recompile()
 

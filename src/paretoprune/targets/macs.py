@@ -1,4 +1,7 @@
-"""Work in an ONNX file: multiply-accumulates and bytes of its contractions, from shapes inferred at batch 1."""
+"""Work in an ONNX file: multiply-accumulates and bytes of its contractions, from shapes inferred at batch 1.
+
+Zeros of a packed layer count as multiply-accumulates like other weights; its bytes are those that are stored.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from paretoprune.targets.onnx_file import precision_of, read_model
+from paretoprune.targets.sparse_twin import DENSE, dense_twin, packed_bytes
 
 Shape = tuple[int, ...]
 
@@ -103,7 +107,8 @@ def workload_of_file(path: Path, shapes: Mapping[str, Sequence[int]] | None = No
 
 
 def workload_of(model: ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> Workload | None:
-    inferred = _inferred(model, shapes or {})
+    packed = packed_bytes(model)
+    inferred = _inferred(dense_twin(model) if packed else model, shapes or {})
     if inferred is None:
         return None
     graph = inferred.graph
@@ -127,7 +132,8 @@ def workload_of(model: ModelProto, shapes: Mapping[str, Sequence[int]] | None = 
         precision = rule.precision or ("int8" if whole else computed)
         width = 1 if precision == "int8" else 4
         macs[precision] = macs.get(precision, 0) + rule.count(x, weight, y, node)
-        weight_bytes += _stored_width(names[1], makers, types, width) * math.prod(weight)
+        stored = _stored_width(names[1], makers, types, width) * math.prod(weight)
+        weight_bytes += packed.get(names[1], stored)
         activation_bytes += width * (math.prod(x) + math.prod(y))
     return Workload(macs, weight_bytes, activation_bytes)
 
@@ -146,7 +152,7 @@ def _inferred(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> ModelPr
     fixed.CopyFrom(model)
     constants = {tensor.name for tensor in fixed.graph.initializer}
     for value in fixed.graph.input:
-        if value.name not in constants:
+        if value.name not in constants and not value.name.endswith(DENSE):
             _set_shape(value, shapes.get(value.name))
     for output in fixed.graph.output:
         if output.type.HasField("tensor_type"):

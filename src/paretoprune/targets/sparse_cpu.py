@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from numpy.typing import NDArray
 
@@ -30,6 +30,7 @@ Array = NDArray[Any]
 Kernel = Callable[..., Array]
 """(x, residual or None, out or None) -> y."""
 
+Keep = Literal["measured", "all"]
 DOMAIN = "paretoprune"
 LINEAR, CONV = "SparseLinear", "SparseConv"
 
@@ -77,8 +78,9 @@ class Packing(Protocol):
         calibration: Iterable[Any] | None,
         rival: Callable[[Any], Callable[[], Any]],
         threads: int,
+        keep: Keep,
     ) -> nn.Module:
-        """The network with operators that hold packed weights, where they beat `rival` on `sample`."""
+        """The network with operators that hold packed weights: where they beat `rival` on `sample`, or all."""
         ...
 
 
@@ -87,16 +89,16 @@ class SparseCpu(OnnxTarget):
 
     fp32 and int8: weights and inputs of packed layers in 8 bits, all others stay in fp32. Layers are packed where that
     is faster than ONNX Runtime's dense one, measured at the export on one sample; a file of which no layer is faster is
-    a plain ONNX file.
+    a plain ONNX file. `keep="all"` packs whatever can be packed, unmeasured.
     """
 
     name = "sparse-cpu"
     precisions: tuple[str, ...] = ("fp32", "int8")
     gains_from_zeros = True
 
-    def __init__(self, threads: int, packing: Packing) -> None:
+    def __init__(self, threads: int, packing: Packing, keep: Keep = "measured") -> None:
         super().__init__(threads)
-        self._packing = packing
+        self._packing, self._keep = packing, keep
         self.reopen: str = packing.reopen
         packing.instruction_set()
 
@@ -126,7 +128,10 @@ class SparseCpu(OnnxTarget):
         if precision == "int8" and calibration is None:
             raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
         batches = None if calibration is None else list(calibration)
-        return export_packed(self.load, self._pack, module, example, Path(path), precision, batches, self._passes)
+        races = self._keep == "measured"
+        return export_packed(
+            *(self.load, self._pack, module, example, Path(path), precision, batches), self._passes, races
+        )
 
     def _pack(self, module: nn.Module, example: Example, precision: str, batches: Sequence[Any] | None) -> nn.Module:
         from paretoprune.targets.sparse_export import dense_layer, one_sample
@@ -134,7 +139,9 @@ class SparseCpu(OnnxTarget):
         def rival(case: Any) -> Callable[[], Any]:
             return dense_layer(case, self.threads)
 
-        return self._packing.pack(module, example, one_sample(example), precision, batches, rival, self.threads)
+        return self._packing.pack(
+            module, example, one_sample(example), precision, batches, rival, self.threads, self._keep
+        )
 
     def layer(self, spec: LayerSpec, copies: int, precision: str) -> Callable[[], Any]:
         """A call that runs copies of one layer, for the cost table; a dense one in fp32, as in the files."""

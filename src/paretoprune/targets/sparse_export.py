@@ -35,6 +35,7 @@ def export_packed(
     precision: str,
     batches: Sequence[Any] | None,
     passes: Sequence[str] | None,
+    races: bool,
 ) -> Path:
     """See `SparseCpu.export`. The whole file is raced against the dense one too: layers may win where networks lose."""
     check_dtypes(module)
@@ -49,7 +50,7 @@ def export_packed(
         if precision == "int8":
             check_quantized(load(dense), load(packed), feeds, "int8")
         feed = {name: array[:1] for name, array in alike(one_sample(example))[-1].items()}
-        best = dense if _slower(load, dense, packed, feed) else packed
+        best = dense if races and _slower(load, dense, packed, feed) else packed
         if precision == "int8" and best is dense:
             raise TargetError(f"{_NO_INT8}: as a whole it is as fast in 32 bits. Export it as fp32")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from paretoprune.core.errors import DataError, FileError, PruneError, TargetErro
 from paretoprune.targets.onnx_file import has_external_data, read_model
 from paretoprune.targets.session import RUNTIME_ERRORS, one_line, refused, session_options
 from paretoprune.targets.sparse_cpu import CONV, DOMAIN, LINEAR, Kernel, LayerParts, Packing
+from paretoprune.targets.sparse_twin import dense_twin
 
 Array = NDArray[Any]
 _FAILURES: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, DataError)
@@ -217,28 +218,6 @@ def _kernel(node: NodeProto, constants: Mapping[str, Any], packing: Packing, thr
             f"{name}: layer {node.name!r} is damaged ({one_line(error) or error!r}); export it again"
         ) from error
     return _Sparse(kernel, given["x"], given["residual"], node.output[0])
-
-
-def dense_twin(model: ModelProto) -> ModelProto:
-    """The same graph with an ordinary operator in the place of each packed layer: for shapes and counts, not to run."""
-    twin = ModelProto()
-    twin.CopyFrom(model)
-    del twin.graph.node[:]
-    for node in model.graph.node:
-        if node.domain != DOMAIN:
-            twin.graph.node.add().CopyFrom(node)
-            continue
-        said = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        shape, weight = list(said["shape"]), f"{node.input[1]}:dense"
-        if node.op_type == CONV:
-            words = {"kernel_shape": shape[2:], "strides": said["stride"], "pads": [*said["padding"]] * 2}
-            other = helper.make_node("Conv", [node.input[0], weight], [node.output[0]], **words)
-        else:
-            other = helper.make_node("MatMul", [node.input[0], weight], [node.output[0]])
-            shape = shape[::-1]
-        twin.graph.node.append(other)
-        twin.graph.input.append(helper.make_tensor_value_info(weight, 1, shape))
-    return twin
 
 
 def _types(model: ModelProto) -> Mapping[str, Any]:

@@ -88,17 +88,20 @@ def _packed(operator: str) -> Callable[..., Any]:
         for name, pair in zip(("stride_i", "padding_i"), window, strict=False):
             words[name] = helper._get_const(pair, "is", name)  # type: ignore[no-untyped-call]
         made = g.op(f"paretoprune::{operator}", x, value, at, scale, bias, residual, **words)
-        made.setType(x.type().with_sizes(_packed_sizes(x.type().sizes(), words)))
+        if (sizes := _packed_sizes(x.type().sizes(), words)) is not None:
+            made.setType(x.type().with_sizes(sizes))
         return made
 
     return symbolic
 
 
-def _packed_sizes(x: list[int | None], words: dict[str, Any]) -> list[int | None]:
+def _packed_sizes(x: list[int | None] | None, words: dict[str, Any]) -> list[int | None] | None:
+    """None where not even the number of dimensions is known."""
     shape: list[int] = words["shape_i"]
     outputs, kernel = shape[0], shape[2:]
     if not kernel:
-        return [*x[:-1], outputs]
+        return None if x is None else [*x[:-1], outputs]
+    x = x or [None] * 4
     window = zip(x[2:], kernel, words["stride_i"], words["padding_i"], strict=True)
     return [x[0], outputs, *(None if n is None else (n + 2 * p - k) // s + 1 for n, k, s, p in window)]
 
