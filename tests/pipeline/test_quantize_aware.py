@@ -135,9 +135,12 @@ def test_the_given_network_is_not_changed(net: nn.Module, tmp_path: Path) -> Non
 
 def test_a_pruned_network_can_be_given(net: nn.Module, tmp_path: Path) -> None:
     x = patterns(1, 3)[0][0][:2]
-    pruned = pp.prune(net, x, ratio=0.25, axes="all")
+    pruned = pp.sparsify(pp.prune(net, x, ratio=0.25, axes="all"), x, pattern="4x1", sparsity=0.3)
     done = pp.quantize_aware(pruned, x, patterns(3, 2), tmp_path / "net.onnx", steps=2)
     assert done.snr_db > 25
+    before, after = (graphs.tensors_of(m)["a.weight"].detach() for m in (pruned.model, done.model))
+    assert torch.equal(before == 0, after == 0)
+    assert int((after == 0).sum()) > 0.29 * after.numel()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from paretoprune.pipeline.exporting import check_precision
 from paretoprune.pipeline.fake_graph import FakeGraph, fake_graph
 from paretoprune.pipeline.opening import opened
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.zero_hooks import zero_hooks
 from paretoprune.targets import find_target
 from paretoprune.targets.feeds import feed_of
 from paretoprune.targets.files import new_file
@@ -95,9 +96,10 @@ def quantize_aware(
     loss = None
     if steps:
         teacher = traced.program.module
-        loss = recover.distill(
-            fake.module, teacher, train, meaning, steps=steps, lr=lr, device=device, seed=seed, on_step=on_step
-        )
+        with zero_hooks(model, fake.module):
+            loss = recover.distill(
+                fake.module, teacher, train, meaning, steps=steps, lr=lr, device=device, seed=seed, on_step=on_step
+            )
     file = write(fake, Path(path))
     agreement, ratio = agree(runtime, file, fake.module, seen)
     if not ratio >= MIN_AGREEMENT_DB:

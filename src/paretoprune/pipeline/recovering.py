@@ -174,14 +174,10 @@ def keeping(
     network: Pruned | nn.Module, module: nn.Module, zeros: str | MakeHook, options: Training
 ) -> Iterator[Training]:
     """The options with a hook for the zeros, which come after other hooks: nothing writes behind them."""
-    hooks = zero_hooks(network, module, zeros)
-    if hooks and zeros != "held" and options.get("patience") is not None:
+    if zeros != "held" and options.get("patience") is not None:
         raise UsageError("patience= may give back the weights of a check with other zeros: leave it out")
-    try:
+    with zero_hooks(network, module, zeros) as hooks:
         yield {**options, "hooks": (*options.get("hooks", ()), *hooks)} if hooks else options
-    finally:
-        for hook in hooks:
-            hook.close()
 
 
 def _back(network: Given, trained: nn.Module) -> Given:

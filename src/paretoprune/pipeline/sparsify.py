@@ -98,7 +98,8 @@ def sparsify(
 
 def _with_plan(pruned: Pruned, zeros: Mapping[str, Zeros], notes: Sequence[str]) -> Pruned:
     texts = {n: str(z) for n, z in zeros.items()}
-    plan = replace(pruned.plan, sparsity={**pruned.plan.sparsity, **texts})
+    before = {n: text for n, text in pruned.plan.sparsity.items() if n not in texts}
+    plan = replace(pruned.plan, sparsity={**texts, **before})  # the first pattern that fits counts
     return replace(pruned, plan=plan, notes=(*pruned.notes, *notes))
 
 

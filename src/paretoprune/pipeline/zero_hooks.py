@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,8 +60,18 @@ def rigl(module: nn.Module, wanted: Wanted, **how: object) -> Masked:
 ZEROS: Mapping[str, MakeHook] = {"held": held, "gradual": gradual, "rigl": rigl}
 
 
-def zero_hooks(network: object, module: nn.Module, zeros: str | MakeHook) -> tuple[Masked, ...]:
-    """Hooks for `module`, the copy of `network` that is trained; none where its plan has no zeros."""
+@contextmanager
+def zero_hooks(network: object, module: nn.Module, zeros: str | MakeHook = "held") -> Iterator[tuple[Masked, ...]]:
+    """Hooks for `module`, the copy of `network` that is trained in the block; none where its plan has no zeros."""
+    hooks = _made(network, module, zeros)
+    try:
+        yield hooks
+    finally:
+        for hook in hooks:
+            hook.close()
+
+
+def _made(network: object, module: nn.Module, zeros: str | MakeHook) -> tuple[Masked, ...]:
     make = look_up("zeros", zeros, ZEROS)
     wanted = _wanted(network, module) if isinstance(network, Pruned) else {}
     if not wanted:
