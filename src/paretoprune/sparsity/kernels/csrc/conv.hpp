@@ -39,10 +39,10 @@ struct View {
         const int64_t gap = phase_wide - out_wide;
         const float *x[T];
         decltype(Vec{} < Vec{}) before[T];  // lanes before the end of a line
-        bool split = false;
+        bool split[T];
         for (int t = 0; t < T; t++) {
             const int64_t q = start(first + t), left = out_wide - q % out_wide;
-            x[t] = from + at(q), split |= left < WIDE;
+            x[t] = from + at(q), split[t] = left < WIDE;
             for (int i = 0; i < WIDE; i++) before[t][i] = i < left ? -1 : 0;
         }
         for (int64_t k = 0; k < inputs; k++, in += T * WIDE)
@@ -50,7 +50,7 @@ struct View {
             for (int t = 0; t < T; t++) {
                 const float *at = x[t] + table[k];
                 Vec v = load<WIDE>(at);
-                if (split) v = before[t] ? v : load<WIDE>(at + gap);
+                if (split[t]) v = before[t] ? v : load<WIDE>(at + gap);
                 store<WIDE>(in + t * WIDE, v);
             }
     }

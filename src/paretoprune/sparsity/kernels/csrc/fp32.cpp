@@ -34,11 +34,9 @@ struct Few {
     }
 };
 
-// Side by side unless there are too few rows to fill vectors, or so many weights that moving rows costs more than
-// reading them for every MOST_ROWS rows (measured at 128 rows: the two meet between 50 and 80 % sparsity).
+// Side by side unless there are too few rows to fill vectors.
 bool few(const Rows &w, int64_t rows) {
-    const int64_t blocks = row_blocks(w);
-    if (w.height % 16 == 0) return rows < 2 * MOST_ROWS || w.first(blocks) * 5 > blocks * w.inputs * 2;
+    if (w.height % 16 == 0) return rows < 2 * MOST_ROWS;
     return w.height % 4 == 0 ? rows < WIDE / 2 : rows < 3;
 }
 

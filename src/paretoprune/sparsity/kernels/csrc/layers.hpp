@@ -62,7 +62,7 @@ struct Linear {
         const Room<W> size = room();
         float *in = work + thread * size.all(), *between = in + size.in, *out = between + size.between;
         const Finish inside = {finish.bias, nullptr, finish.residual ? NONE : finish.activation};
-        Panel p = {static_cast<int>(width / WIDE), nullptr, nullptr, width, width - WIDE, inside, 0, between};
+        Panel p = {static_cast<int>(width / WIDE), nullptr, nullptr, width, width - WIDE, inside, 0, between, true, true};
         for (p.part = 0; p.part < w.parts; p.part++) {
             const int64_t begin = part_first(w, p.part, w.inputs), end = part_first(w, p.part + 1, w.inputs);
             gather(x + first * w.inputs + begin, count, end - begin, width, in);
@@ -134,7 +134,7 @@ struct Conv {
         const int64_t taps = g.kernel_high * g.kernel_wide, width = count * WIDE;
         const Room<W> size = room();
         float *in = work + thread * size.all(), *between = in + size.in, *out = between + size.between;
-        Panel p = {static_cast<int>(count), nullptr, y + first * WIDE, view.pixels, view.start(first + count - 1) - first * WIDE, finish, 0, between};
+        Panel p = {static_cast<int>(count), nullptr, y + first * WIDE, view.pixels, view.start(first + count - 1) - first * WIDE, finish, 0, between, true, true};
         const bool few = view.pixels < WIDE;
         if (few) p.stride = WIDE, p.finish = {finish.bias, nullptr, finish.residual ? NONE : finish.activation};
         else if (finish.residual) p.finish.residual += first * WIDE;

@@ -34,7 +34,7 @@ struct Finish {
 
 // Inputs of one part side by side: vector t of input k stands at in + (k * vectors + t) * WIDE. That of output n goes to
 // y + n * stride + t * WIDE, the last one to y + n * stride + last (it may lie over the one before); before the last
-// part, to between + (n * vectors + t) * WIDE.
+// piece, to between + (n * vectors + t) * WIDE.
 struct Panel {
     int vectors;
     const float *in;
@@ -43,6 +43,7 @@ struct Panel {
     Finish finish;
     int64_t part;
     float *between;
+    bool first_piece, last_piece;  // of the columns
 };
 
 #define INLINE inline __attribute__((always_inline))  // so that sums stay in registers
@@ -54,7 +55,7 @@ struct Sums {
 
 template <int R, int T>
 INLINE void begin(const Panel &p, Sums<R, T> &sum, int64_t n, int64_t rows) {
-    if (p.part > 0) {
+    if (!p.first_piece) {
         const float *before = p.between + n * T * WIDE;
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
@@ -124,7 +125,7 @@ __attribute__((noinline)) void end_any(const Panel &p, const Sums<R, T> &sum, in
 
 template <int R, int T>
 INLINE void end(const Panel &p, Sums<R, T> &sum, int64_t n, int64_t rows) {
-    if (rows == 0) {
+    if (!p.last_piece) {
         float *between = p.between + n * T * WIDE;
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
@@ -150,19 +151,38 @@ INLINE void end(const Panel &p, Sums<R, T> &sum, int64_t n, int64_t rows) {
         }
 }
 
+// Columns [from, to) of one row block, R outputs at a time.
+template <int R, int T>
+INLINE void run_columns(const Rows &w, const Panel &p, int64_t block, int64_t from, int64_t to) {
+    const int64_t height = w.height;
+    for (int64_t r = 0; r < height; r += R) {
+        const int64_t n = block * height + r, rows = w.outputs - n;
+        if (rows <= 0) break;
+        Sums<R, T> sum;
+        begin<R, T>(p, sum, n, rows);
+        multiply<R, T>(p.in, w.index + from, w.index + to, w.value + from * height + r, height, sum);
+        end<R, T>(p, sum, n, rows);
+    }
+}
+
 // Row blocks [from, to).
 template <int R, int T>
-void run_panel(const Rows &w, const Panel &p, int64_t from, int64_t to) {
-    const int64_t height = w.height;
+void run_panel(const Rows &w, Panel p, int64_t from, int64_t to) {
+    constexpr int64_t PIECE = 96, MOST = 64;  // columns whose inputs and weights stay in the nearest cache; of outputs
+    p.first_piece = p.part == 0, p.last_piece = p.part + 1 == w.parts;
     for (int64_t block = from; block < to; block++) {
-        const int64_t first = w.start[block * w.parts + p.part], last = w.start[block * w.parts + p.part + 1];
-        for (int64_t r = 0; r < height; r += R) {
-            const int64_t n = block * height + r, rows = w.outputs - n;
-            if (rows <= 0) break;
-            Sums<R, T> sum;
-            begin<R, T>(p, sum, n, rows);
-            multiply<R, T>(p.in, w.index + first, w.index + last, w.value + first * height + r, height, sum);
-            end<R, T>(p, sum, n, p.part + 1 < w.parts ? 0 : rows);
+        const int64_t first = w.start[block * w.parts + p.part], count = w.start[block * w.parts + p.part + 1] - first;
+        if (R == 1 || w.height == R || w.height > MOST || count <= PIECE) {
+            run_columns<R, T>(w, p, block, first, first + count);
+            continue;
+        }
+        float between[MOST * T * WIDE];
+        Panel q = p;
+        q.between = between - block * w.height * T * WIDE;
+        const int64_t pieces = (count + PIECE - 1) / PIECE;
+        for (int64_t i = 0; i < pieces; i++) {
+            q.first_piece = i == 0, q.last_piece = i + 1 == pieces;
+            run_columns<R, T>(w, q, block, first + count * i / pieces, first + count * (i + 1) / pieces);
         }
     }
 }

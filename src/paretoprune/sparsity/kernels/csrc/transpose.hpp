@@ -32,8 +32,8 @@ inline void transpose_tile(const float *from, int64_t from_step, float *to, int6
 
 inline void transpose(const float *from, int64_t from_step, int64_t rows, int64_t columns, float *to, int64_t to_step) {
     const int64_t whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
-    for (int64_t i = 0; i < whole_rows; i += 8)
-        for (int64_t j = 0; j < whole_columns; j += 8)
+    for (int64_t j = 0; j < whole_columns; j += 8)  // lines of `to` may be a power of two apart: each is written in one go
+        for (int64_t i = 0; i < whole_rows; i += 8)
             transpose_tile(from + i * from_step + j, from_step, to + j * to_step + i, to_step);
     transpose_any(from + whole_columns, from_step, whole_rows, columns - whole_columns, to + whole_columns * to_step, to_step);
     transpose_any(from + whole_rows * from_step, from_step, rows - whole_rows, columns, to + whole_rows, to_step);
