@@ -41,6 +41,7 @@ NAMES = [
     "read_front",
     "save",
     "search",
+    "sparsify",
     "testing",
     "trace",
     "train_sparse",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from paretoprune.pipeline.search import auto_prune as auto_prune
     from paretoprune.pipeline.search import search as search
     from paretoprune.pipeline.sparse import train_sparse as train_sparse
+    from paretoprune.pipeline.sparsify import sparsify as sparsify
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,7 @@ _HOMES = {
     "read_front": "pipeline.results",
     "save": "pipeline.files",
     "search": "pipeline.search",
+    "sparsify": "pipeline.sparsify",
     "trace": "pipeline.opening",
     "train_sparse": "pipeline.sparse",
 }
@@ -103,6 +105,7 @@ __all__ = [
     "read_front",
     "save",
     "search",
+    "sparsify",
     "testing",
     "trace",
     "train_sparse",

@@ -491,15 +491,15 @@ def test_an_unknown_name_lists_the_blocks(tools: Any) -> None:
 def test_a_plan_with_blocks_as_json() -> None:
     plan = Plan({"a": (0, 2)}, "abc", ("layer1.1", "layer1.0"))
     data = json.loads(plan.dumps())
-    assert (data["schema"], data["blocks"]) == (4, ["layer1.1", "layer1.0"])
+    assert (data["schema"], data["blocks"]) == (5, ["layer1.1", "layer1.0"])
     assert Plan.from_json(data) == plan
     assert Plan.from_json({"schema": 1, "kept": {"a": [2, 0]}}) == Plan({"a": (0, 2)})
     assert Plan.from_json({**data, "blocks": ["x", "x"]}).blocks == ("x",)
     for wrong in ("layer1.1", [1], {"a": 1}, None):
         with pytest.raises(PlanError, match="'blocks' is .*; it must be a list of names"):
             Plan.from_json({**data, "blocks": wrong})
-    with pytest.raises(FileError, match="schema 5, this version reads up to 4: upgrade"):
-        Plan.from_json({**data, "schema": 5})
+    with pytest.raises(FileError, match="schema 6, this version reads up to 5: upgrade"):
+        Plan.from_json({**data, "schema": 6})
 
 
 # -- random stacks, against a reference written by hand ---------------------------------------------------------------

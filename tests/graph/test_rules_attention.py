@@ -367,8 +367,10 @@ def test_multi_head_attention(name: str, tools: Any) -> None:
     assert tools.prunable(graph) == expected
 
 
-@pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("fast", "trained"),
+    [(True, False), (False, True), *(pytest.param(v, v, marks=pytest.mark.slow) for v in (True, False))],
+)
 def test_encoder_layers_are_captured_operator_by_operator(trained: bool, fast: bool, tools: Any) -> None:
     """Without gradients torch takes a fused kernel, for which there is no rule and which never trains."""
     layer = nn.TransformerEncoderLayer(8, 2, 10, batch_first=True)

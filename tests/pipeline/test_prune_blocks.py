@@ -160,11 +160,11 @@ def test_a_network_without_blocks_trains(deep: nn.Module) -> None:
     [
         ("deepest", 0.4, ("last.0", "last.1")),
         ("shallowest", 0.4, ("blocks.0", "blocks.1")),
-        ("middle", 0.2, ("blocks.2",)),
-        ("middle", 0.4, ("blocks.2", "last.0")),
+        pytest.param("middle", 0.2, ("blocks.2",), marks=pytest.mark.slow),
+        pytest.param("middle", 0.4, ("blocks.2", "last.0"), marks=pytest.mark.slow),
         ("middle", 0.6, ("blocks.1", "blocks.2", "last.0")),
-        ("score", 0.2, ("last.0",)),
-        ("score", 0.4, ("blocks.2", "last.0")),
+        pytest.param("score", 0.2, ("last.0",), marks=pytest.mark.slow),
+        pytest.param("score", 0.4, ("blocks.2", "last.0"), marks=pytest.mark.slow),
         ("score", 0.79, ("blocks.0", "blocks.2", "last.0")),
         ("deepest", 0.19, ()),
     ],
@@ -228,7 +228,7 @@ def test_block_influence_of_a_sequence_is_taken_per_token() -> None:
 
 
 @pytest.mark.parametrize("strategy", depth.STRATEGIES)
-@pytest.mark.parametrize("share", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("share", [*(pytest.param(s, marks=pytest.mark.slow) for s in (0.9, 0.3)), 0.6])
 def test_macs_are_reached_by_blocks_first_and_widths_then(deep: nn.Module, strategy: str, share: float) -> None:
     graph = pp.trace(deep, given())
     pruned = pp.prune(deep, given(), macs=share, blocks=strategy)

@@ -317,6 +317,7 @@ def test_nan_weights_are_refused_before_any_work(
         pp.finetune(net, data.train, steps=1)
 
 
+@pytest.mark.slow
 def test_hidden_states_of_a_recurrent_network_are_its_sequences() -> None:
     """The layer gives a sequence and its last states; without residual blocks, the sequence is compared."""
 

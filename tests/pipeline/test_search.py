@@ -191,7 +191,7 @@ def test_other_data_in_the_same_folder_is_refused(done: Done, data: pp.Data) -> 
 # -- searchers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("searcher", ["random", "nsga2", "tpe"])
+@pytest.mark.parametrize("searcher", [*(pytest.param(s, marks=pytest.mark.slow) for s in ("random", "tpe")), "nsga2"])
 def test_each_searcher_runs_and_replays(
     searching: Searching, tmp_path: Path, searcher: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

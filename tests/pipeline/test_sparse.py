@@ -221,7 +221,9 @@ def digits() -> tuple[Digits, list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]
     return net, data, held, share(pp.prune(pp.finetune(net, data, steps=120), x[:2], ratio=0.5).model, held)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [m if m == "group_lasso" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_a_sparse_trained_network_keeps_its_accuracy_when_half_of_it_goes(
     digits: tuple[Digits, list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor], float], method: str
 ) -> None:

@@ -84,6 +84,7 @@ def accuracy(model: nn.Module, batches: Any) -> float:
         return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / sum(len(y) for _, y in batches)
 
 
+@pytest.mark.slow
 def test_reconstruction_and_a_little_training_bring_the_accuracy_back(network: nn.Module, digits: pp.Data) -> None:
     before = accuracy(network, digits.test)
     assert before > 0.9

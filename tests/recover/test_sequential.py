@@ -191,11 +191,11 @@ class Stacked(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "both", "bias"),
     [
-        (nn.LSTM, False, True),
+        pytest.param(nn.LSTM, False, True, marks=pytest.mark.slow),
         (nn.LSTM, True, False),
         (nn.GRU, True, True),
-        (nn.GRU, False, False),
-        (nn.RNN, True, True),
+        pytest.param(nn.GRU, False, False, marks=pytest.mark.slow),
+        pytest.param(nn.RNN, True, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_recurrent_layer_makes_up_for_a_unit_that_another_one_doubles(kind: Any, both: bool, bias: bool) -> None:

@@ -85,7 +85,7 @@ def test_a_thinned_front_stays_within_its_bound(cap: int) -> None:
     assert thinned[0].cost == pytest.approx(exact[0].cost)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 @pytest.mark.parametrize("name", ["nsga2", "tpe", "random"])
 def test_nothing_that_another_searcher_finds_beats_the_knapsack(name: str, seed: int) -> None:
     """On a separable problem the knapsack is exact: 300 evaluations of another searcher find nothing better."""

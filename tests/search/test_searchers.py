@@ -48,6 +48,7 @@ def _hypervolume(done: Sequence[tuple[Proposal, Sequence[float] | None]]) -> flo
     return hypervolume(np.array([told for _, told in done]), np.array([12.0, 101.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nsga2", "tpe"])
 def test_guided_search_beats_chance(name: str) -> None:
     choices = example_choices(axes=8, widths=8)

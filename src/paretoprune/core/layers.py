@@ -32,6 +32,8 @@ class LayerSpec:
     groups: int = 1
     spatial: tuple[int, ...] = ()
     rows: int = 1
+    zeros: str = ""
+    """What its weight holds, as a plan says it ("16x1@0.8", core.sparsity); empty for a dense one."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("conv", "conv_transpose", "linear"):

@@ -1,4 +1,5 @@
-"""A plan: which positions of which axes stay, which blocks go, which weights become two thin ones, in how many bits.
+"""A plan: which positions of which axes stay, which blocks go, which weights become two thin ones, in how many bits,
+and where weights are zero.
 
 Pure data, replayable on a fresh checkpoint.
 """
@@ -11,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretoprune.core.errors import FileError, PlanError
+from paretoprune.core.sparsity import Zeros
 
-PLAN_SCHEMA = 4
+PLAN_SCHEMA = 5
 CHEAPER = ("relu", "hardswish", "hardsigmoid", "hardtanh")
 """Activations that may take the place of others."""
 
@@ -29,6 +31,8 @@ class Plan:
     int8 file; the first pattern that fits counts. `activations`: by name (or pattern) of an activation's node, the
     cheaper one that takes its place, e.g. {"*": "relu"}. `cleanup`: the passes that an exported ONNX file of it goes
     through ("constants", "batch norms", "unread"); None for all of them.
+    `sparsity`: by weight name or pattern, where what was cut holds zeros, as core.sparsity.Zeros writes it, e.g.
+    {"layer1.*": "16x1@0.8", "fc.weight": "2:4"}; the first pattern that fits counts.
     `graph` is the fingerprint of the graph that the plan was made for; empty for a plan written by hand.
     """
 
@@ -40,6 +44,7 @@ class Plan:
     bits: Mapping[str, str] = field(default_factory=dict)
     activations: Mapping[str, str] = field(default_factory=dict)
     cleanup: tuple[str, ...] | None = None
+    sparsity: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -52,11 +57,13 @@ class Plan:
             "bits": dict(self.bits),
             "activations": dict(self.activations),
             "cleanup": None if self.cleanup is None else list(self.cleanup),
+            "sparsity": dict(self.sparsity),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Read what `to_json` wrote, or an earlier version (schema 1 knew no blocks, 2 no ranks, 3 no bits).
+        """Read what `to_json` wrote, or an earlier version (schema 1 knew no blocks, 2 no ranks, 3 no bits, 4 no
+        sparsity).
 
         Raises FileError for a newer schema, PlanError for anything malformed.
         """
@@ -82,14 +89,17 @@ class Plan:
         spatial = data.get("spatial", [])
         if not isinstance(spatial, list) or not all(isinstance(w, str) and w in ranks for w in spatial):
             raise PlanError(f"plan: 'spatial' is {str(spatial)[:80]}; it must be a list of weights that 'ranks' names")
-        bits, activations = (_texts(key, data.get(key, {})) for key in ("bits", "activations"))
+        bits, activations, sparsity = (_texts(key, data.get(key, {})) for key in ("bits", "activations", "sparsity"))
+        for text in sparsity.values():
+            Zeros.parse(text)
         cleanup = data.get("cleanup")
         if cleanup is not None and not (isinstance(cleanup, list) and all(isinstance(p, str) for p in cleanup)):
             raise PlanError(f"plan: 'cleanup' is {str(cleanup)[:80]}; it must be a list of passes, or null for all")
         passes = None if cleanup is None else tuple(cleanup)
         axes = {str(a): tuple(sorted(set(p))) for a, p in kept.items()}
         thin = dict(ranks), tuple(sorted(set(spatial)))
-        return cls(axes, str(data.get("graph", "")), tuple(dict.fromkeys(blocks)), *thin, bits, activations, passes)
+        gone = tuple(dict.fromkeys(blocks))
+        return cls(axes, str(data.get("graph", "")), gone, *thin, bits, activations, passes, sparsity)
 
     def dumps(self) -> str:
         return json.dumps(self.to_json(), indent=1)

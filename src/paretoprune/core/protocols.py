@@ -87,7 +87,7 @@ class Task:
 class TrainingHook(Protocol):
     """Joins a training loop: a penalty on the loss, work after each step, a state that is saved with the loop's.
 
-    `step` counts from 0 to `steps` - 1.
+    `step` counts from 0 to `steps` - 1. One with a method `attach(optimizer)` is given the optimizer before the first.
     """
 
     def penalty(self, step: int, steps: int) -> torch.Tensor | None:

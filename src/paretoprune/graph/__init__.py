@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paretoprune.graph.activations import activated, put_activations
-from paretoprune.graph.flat import flat
+from paretoprune.graph.flat import captured, flat
 from paretoprune.graph.fold_norms import fold_norms
 from paretoprune.graph.gates import gate_derivatives
 from paretoprune.graph.influence import influences
@@ -21,11 +21,13 @@ from paretoprune.graph.taps import hidden_nodes, kept_at, new_parameters, select
 from paretoprune.graph.thin import ThinNames, names_of, thinned
 from paretoprune.graph.thin_check import check_thin
 from paretoprune.graph.traced import TracedGraph, tensors_of, trace
+from paretoprune.graph.weights import LayerWeights, layer_weights
 
 __all__ = [
     "Cut",
     "Difference",
     "Edits",
+    "LayerWeights",
     "Pieces",
     "Rebuilt",
     "Split",
@@ -33,6 +35,7 @@ __all__ = [
     "TracedGraph",
     "activated",
     "apply_edits",
+    "captured",
     "check",
     "check_model",
     "check_sound",
@@ -47,6 +50,7 @@ __all__ = [
     "hidden_nodes",
     "influences",
     "kept_at",
+    "layer_weights",
     "load",
     "names_of",
     "new_parameters",

@@ -20,14 +20,7 @@ def flat(model: nn.Module, example: Example) -> tuple[fx.GraphModule, Example]:
     The batch is dynamic, and what the example says. The model is not changed. Raises ModelError, CaptureError,
     DataError.
     """
-    model, _ = unwrapped(model)
-    check_sound(model)
-    if any(True for _ in model.parameters()):
-        check_example(model, example)
-    if isinstance(model, fx.GraphModule) and _is_plain(model):
-        module, inputs = model, example
-    else:
-        module, inputs = _captured(model, example)
+    module, inputs = captured(model, example)
     order = _names(module)
     named = {n: inputs.kwargs[n] for n in order if n in inputs.kwargs}
     inputs = Example(inputs.args, named, dynamic=example.dynamic)
@@ -41,6 +34,17 @@ def flat(model: nn.Module, example: Example) -> tuple[fx.GraphModule, Example]:
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     return fx.GraphModule(module, graph).eval(), inputs
+
+
+def captured(model: nn.Module, example: Example) -> tuple[fx.GraphModule, Example]:
+    """(graph that takes and gives what the model does, example as it takes it). Raises as `flat` does."""
+    model, _ = unwrapped(model)
+    check_sound(model)
+    if any(True for _ in model.parameters()):
+        check_example(model, example)
+    if isinstance(model, fx.GraphModule) and _is_plain(model):
+        return model, example
+    return _captured(model, example)
 
 
 def _is_plain(model: fx.GraphModule) -> bool:

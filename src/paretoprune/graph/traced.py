@@ -164,6 +164,12 @@ class TracedGraph:
         return tuple(specs)
 
     @cached_property
+    def layer_weights(self) -> tuple[str, ...]:
+        """By layer of `layers()` of the whole network, the name of its weight; empty where that is computed."""
+        weights = [op.args.get("weight") for op, _ in self._layer_ops]
+        return tuple(str(w.target) if isinstance(w, fx.Node) and w.op == "get_attr" else "" for w in weights)
+
+    @cached_property
     def _layer_ops(self) -> list[tuple[Op, LayerSpec]]:
         found = self.inferred
         return [

@@ -20,10 +20,12 @@ from paretoprune.pipeline.handing_back import with_values
 from paretoprune.pipeline.inside import HIDDEN_WEIGHT, hidden_of
 from paretoprune.pipeline.prune import reconstruct
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.put_zeros import put_zeros
 from paretoprune.pipeline.space import Space
 from paretoprune.pipeline.study import Study
 from paretoprune.pipeline.swaps import EVERY
 from paretoprune.pipeline.threads import free_threads
+from paretoprune.pipeline.zero_hooks import zero_hooks
 
 RECOVERY_SHARE = 0.75
 """Share of the time left that distillation may plan with; the rest is for export and measuring."""
@@ -145,6 +147,7 @@ def reconstructed(study: Study, plan: Plan) -> Pruned:
         graphs.check(study.traced, plan)
     with study.timed("reconstruct"):
         notes = reconstruct(study.traced, cut, study.calibration, study.settings.calibration_samples)
+        notes += put_zeros(cut.program, plan.sparsity, study.calibration) if plan.sparsity else []
     notes += [f"{new} takes the place of {n} activations" for new, n in Counter(cut.activations.values()).items()]
     macs = study.traced.macs(widths_of(plan)), study.traced.macs()
     return Pruned(cut.program.module, plan, cut.kept, cut.program, *macs, tuple(notes))
@@ -175,12 +178,13 @@ def better(study: Study, trained: Pruned, start: Pruned, how: str) -> tuple[Prun
 
 def _distil_if_better(study: Study, start: Pruned, steps: int) -> tuple[Pruned, str]:
     trained = with_values(start, {})
+    hooks = zero_hooks(start, trained.program.module, "held")
     with study.timed("distil"):
-        _distil(study, trained.program.module, start.plan, steps)
+        _distil(study, trained.program.module, start.plan, steps, hooks)
     return better(study, trained, start, f"{steps} steps of distillation")
 
 
-def _distil(study: Study, student: Any, plan: Plan, steps: int) -> None:
+def _distil(study: Study, student: Any, plan: Plan, steps: int, hooks: Sequence[recover.Masked] = ()) -> None:
     """On answers and hidden activations. `student`: the graph that `plan` was carried out on, trained in place."""
     names, place = graphs.hidden_nodes(study.traced), torch.device(study.device)
     hidden = hidden_of(study.traced, plan, student, names, place)
@@ -196,7 +200,10 @@ def _distil(study: Study, student: Any, plan: Plan, steps: int) -> None:
             seed=study.settings.seed,
             on_step=lambda step, loss: bar.advance(note=f"loss {loss:.3f}"),
             hidden=None if hidden is None else replace(hidden, weight=HIDDEN_WEIGHT),
+            hooks=hooks,
         )
+    for hook in hooks:
+        hook.close()
 
 
 def steps_within(study: Study, count: int, started: float) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from paretoprune.core.layers import LayerSpec
 from paretoprune.core.measurement import Measurement
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import artefact, choose
+from paretoprune.pipeline.levels import Levels
 from paretoprune.pipeline.study import Study
 from paretoprune.targets import CostTable, measure_file
 from paretoprune.targets.correction import LEAST_NETWORKS, Correction, fitted
@@ -47,6 +48,7 @@ class CostModel:
     precisions: tuple[str, ...]
     corrections: Mapping[str, Mapping[str, Correction]]
     metric: str = LATENCY
+    levels: Levels = field(default_factory=Levels)
 
     def share(self, widths: Widths) -> float:
         """Mean over the precisions: steps and savings differ, and what is exported in both should pay in both."""
@@ -55,8 +57,10 @@ class CostModel:
 
     def share_in(self, precision: str, widths: Widths) -> float | None:
         """None where the target cannot run a layer alone in this precision: then fp32 decides."""
+        widths, zeros = self.levels.split(widths)
         try:
-            layers = self._layers(self.traced.layers(widths), precision) / self._layers(self.traced.layers(), precision)
+            layers = self._layers(self.traced.layers(widths), precision, zeros)
+            layers /= self._layers(self.traced.layers(), precision)
         except TargetError:
             if precision == "fp32":
                 raise
@@ -64,24 +68,37 @@ class CostModel:
         correction = self.corrections.get(self.metric, {}).get(precision, Correction())
         return correction.share(layers, elements_share(self.traced, widths))
 
-    def _layers(self, specs: Sequence[LayerSpec], precision: str) -> float:
-        return sum(self.table.cost_ms(spec, precision) for spec in specs)
+    def _layers(self, specs: Sequence[LayerSpec], precision: str, zeros: Mapping[str, str] | None = None) -> float:
+        pairs = zip(specs, self.traced.layer_weights, strict=True)
+        return sum(self._cost_ms(spec, precision, (zeros or {}).get(weight, "")) for spec, weight in pairs)
+
+    def _cost_ms(self, spec: LayerSpec, precision: str, zeros: str) -> float:
+        """A layer that is no faster for its zeros is left dense."""
+        dense = self.table.cost_ms(spec, precision)
+        if not zeros:
+            return dense
+        try:
+            return min(dense, self.table.cost_ms(replace(spec, zeros=zeros), precision))
+        except TargetError:  # a layer that the kernels do not take
+            return dense
 
 
 def elements_share(traced: TracedGraph, widths: Widths) -> float:
     return traced.elements(widths) / traced.elements()
 
 
-def of(study: Study, table: CostTable, widths: Choices, order: Mapping[str, Sequence[int]]) -> CostModel:
+def of(
+    study: Study, table: CostTable, widths: Choices, order: Mapping[str, Sequence[int]], levels: Levels | None = None
+) -> CostModel:
     """The table of layers with what was fitted; measured once for a run folder."""
     metrics = [metric_key(name) for name in study.settings.objectives]
     metric = ENERGY if ENERGY in metrics and LATENCY not in metrics else LATENCY
-    plain = CostModel(study.traced, table, study.settings.precisions, {}, metric)
+    plain = CostModel(study.traced, table, study.settings.precisions, {}, metric, levels or Levels())
     if study.folder.has("cost table", "layers") and not study.folder.has(STAGE, KEY):
         return plain  # a folder of an earlier version goes on as it began
     found = study.once(STAGE, KEY, lambda: _fit(study, plain, widths, order))
     read = {m: {p: Correction.from_json(c) for p, c in by.items()} for m, by in found["corrections"].items()}
-    return CostModel(study.traced, table, study.settings.precisions, read, metric)
+    return replace(plain, corrections=read)
 
 
 def _fit(study: Study, plain: CostModel, widths: Choices, order: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from paretoprune import graph as graphs
 from paretoprune.core.errors import PruneError
 from paretoprune.core.protocols import Proposal
 from paretoprune.pipeline.prune import recover_cut
+from paretoprune.pipeline.put_zeros import put_zeros
 from paretoprune.pipeline.space import Space
 from paretoprune.pipeline.study import Study
 from paretoprune.search.allocate import Allocation, allocate, spread
@@ -79,8 +80,11 @@ def _proxy(study: Study, space: Space) -> Callable[[Mapping[str, int]], tuple[fl
     reference = study.reference
 
     def evaluate(widths: Mapping[str, int]) -> tuple[float, float]:
-        cut = graphs.cut(study.traced, space.plan(study, widths))
+        plan = space.plan(study, widths)
+        cut = graphs.cut(study.traced, plan)
         recover_cut(study.traced, cut, study.grams, study.calibration)
+        if plan.sparsity:
+            put_zeros(cut.program, plan.sparsity, study.calibration)
         return reference.divergence(cut.program), space.model.share(widths)
 
     return evaluate

@@ -16,6 +16,7 @@ from paretoprune.graph.model import unwrapped
 from paretoprune.graph.program import GraphProgram
 from paretoprune.pipeline.prune import copy_tensors
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.put_zeros import fitting
 
 MAX_NAMES = 4
 
@@ -32,8 +33,18 @@ def hand_back(pruned: Pruned, trained: nn.Module | Mapping[str, Tensor]) -> Prun
     if not frameworks.is_keras(pruned.model):
         given = _tensors(trained)
         _compare(pruned.model, given, whole=isinstance(trained, nn.Module))
-        return with_values(pruned, given)
+        result = with_values(pruned, given)
+        return replace(result, notes=(*result.notes, *_filled(pruned, result)))
     raise UsageError("a Keras model is trained in place (pruned.model.fit), and saved as it is: nothing to hand back")
+
+
+def _filled(before: Pruned, after: Pruned) -> list[str]:
+    """A sentence on zeros that were trained away."""
+    new = graphs.tensors_of(after.model)
+    old = {n: t for n, t in graphs.tensors_of(before.model).items() if t.ndim > 1 and fitting(n, before.plan.sparsity)}
+    lost = [n for n, t in old.items() if bool(((t == 0) & (new[n] != 0)).any())]
+    names = ", ".join(f"'{n}'" for n in lost[:MAX_NAMES])
+    return [f"zeros of the plan were trained away in {names}: train inside recover.Masked"] if lost else []
 
 
 def with_values(pruned: Pruned, tensors: Mapping[str, Tensor]) -> Pruned:

@@ -24,6 +24,7 @@ from paretoprune.pipeline.generation import refuse_generation
 from paretoprune.pipeline.low_rank import RankChoice, carry_in, check_ranks, with_ranks
 from paretoprune.pipeline.opening import Network, blueprint, given_back, name_of, opened, rebuilt
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.put_zeros import put_zeros
 from paretoprune.pipeline.ranking import Normalise, Ranking, check_ranking, groups_of, normalised, ranked_widths
 from paretoprune.tasks import fitted, task_of
 
@@ -151,7 +152,10 @@ def apply(
     calibration: Iterable[Any] | None = None,
     dynamic: Mapping[str, Iterable[int]] | None = None,
 ) -> Pruned:
-    """Replay a plan on a fresh model of the same architecture. Raises PlanError where it does not fit."""
+    """Replay a plan on a fresh model of the same architecture. Raises PlanError where it does not fit.
+
+    Zeros stand where the fresh weights are lowest, by the criterion that the plan names.
+    """
     plan = plan if isinstance(plan, Plan) else Plan.from_json(plan)
     dims = {name: tuple(given) for name, given in (dynamic or {}).items()}
     model = opened(model, example)
@@ -196,6 +200,8 @@ def carry_out(
     if plan.ranks:
         cut, own, more = carry_in(model, traced, cut, own, plan, batches)
         notes += more
+    if plan.sparsity:
+        notes += put_zeros(cut.program, plan.sparsity, batches)
     if own.module is None:
         notes.append(f"the result is the rewritten graph: {name_of(model)} cannot hold it, because {own.why}")
         refuse_generation(cut.program.module, model, own.why)

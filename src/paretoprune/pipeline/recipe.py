@@ -92,6 +92,7 @@ class TargetSection(Section):
     meter: str = _LEFT
     tune_threads: list[int] = _LEFT
     tune_batch: list[int] = _LEFT
+    zeros: list[str] = _LEFT
 
 
 class OutputSection(Section):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar, Unpack
 
@@ -17,6 +18,7 @@ from paretoprune.graph import check_sound, tensors_of
 from paretoprune.pipeline.handing_back import with_values
 from paretoprune.pipeline.inside import HIDDEN_WEIGHT, Places, by_blocks, pair_of_graphs, pair_of_modules
 from paretoprune.pipeline.pruned import Pruned
+from paretoprune.pipeline.zero_hooks import MakeHook, zero_hooks
 from paretoprune.recover import Training
 from paretoprune.recover.distill import ALPHA, TEMPERATURE
 from paretoprune.recover.loop import Loss
@@ -38,6 +40,7 @@ def finetune(
     lr: float = LR,
     loss: OwnLoss | None = None,
     step: OwnStep | None = None,
+    zeros: str | MakeHook = "held",
     **training: Unpack[Training],
 ) -> Given:
     """Train a copy of `network` (a Pruned or a module) on labelled batches; the given one is not changed.
@@ -48,11 +51,16 @@ def finetune(
     `precision`, `optimizer`, `scheduler`, `checkpoint`, `validate` and `patience`: see `recover.train`. Without
     patience the last weights are the result, never the best.
 
+    `zeros`, of a network whose plan speaks of them (`pp.sparsify`): "held", they stay; "gradual", they come in along a
+    cubic schedule to what the plan says, and are held for the last quarter; "rigl", of single weights and blocks, weak
+    ones go and others come where the gradient is large. `pipeline.zero_hooks` has the functions, whose keywords
+    `functools.partial` sets: zeros=partial(rigl, fraction=0.2, every=50).
+
     Raises UsageError, ModelError, DataError, FileError for a checkpoint of another training, PruneError for a loss that
     is not finite.
     """
-    given = _one_of(task, loss, step)
-    return _trained(network, given, batches, steps_of(steps, epochs, batches), "fine-tuning", options_of(training, lr))
+    given, count = _one_of(task, loss, step), steps_of(steps, epochs, batches)
+    return _trained(network, given, batches, count, "fine-tuning", options_of(training, lr), zeros)
 
 
 def distill(
@@ -71,6 +79,7 @@ def distill(
     blockwise: bool = False,
     example: Any = None,
     dynamic: Mapping[str, Iterable[int]] | None = None,
+    zeros: str | MakeHook = "held",
     **training: Unpack[Training],
 ) -> Given:
     """Train a copy of `student` (a Pruned or a module) to answer like `teacher`; neither is changed.
@@ -91,17 +100,18 @@ def distill(
     count, options = steps_of(steps, epochs, batches), options_of(training, lr)
     if not hidden and not blockwise:
         goal = recover.SoftTargets(recover.frozen_copy(teacher, place), meaning, temperature, alpha)
-        return _trained(student, goal, batches, count, "distillation", options, about)
+        return _trained(student, goal, batches, count, "distillation", options, zeros, about)
     if isinstance(student, Pruned):
         pair = pair_of_graphs(student, teacher, hidden or True, example, dynamic, place)
     else:
         pair = pair_of_modules(private(student), teacher, hidden, place)
     soft = recover.SoftTargets(pair.hidden.teacher, meaning, temperature, alpha)
-    if blockwise:
-        by_blocks(pair, soft, batches, count, about, options)
-    else:
-        loss = replace(pair.hidden, soft=soft, weight=hidden_weight)
-        recover.train(pair.student, loss, batches, steps=count, name="distillation", about=about, **options)
+    with keeping(student, pair.student, zeros, options) as how:
+        if blockwise:
+            by_blocks(pair, soft, batches, count, about, how)
+        else:
+            loss = replace(pair.hidden, soft=soft, weight=hidden_weight)
+            recover.train(pair.student, loss, batches, steps=count, name="distillation", about=about, **how)
     return _back(student, pair.student)
 
 
@@ -150,11 +160,28 @@ def _trained(
     steps: int,
     name: str,
     options: Training,
+    zeros: str | MakeHook,
     about: Mapping[str, Any] | None = None,
 ) -> Given:
     module = private(network)
-    recover.train(module, loss, batches, steps=steps, name=name, about=about, **options)
+    with keeping(network, module, zeros, options) as how:
+        recover.train(module, loss, batches, steps=steps, name=name, about=about, **how)
     return _back(network, module)
+
+
+@contextmanager
+def keeping(
+    network: Pruned | nn.Module, module: nn.Module, zeros: str | MakeHook, options: Training
+) -> Iterator[Training]:
+    """The options with a hook for the zeros, which come after other hooks: nothing writes behind them."""
+    hooks = zero_hooks(network, module, zeros)
+    if hooks and zeros != "held" and options.get("patience") is not None:
+        raise UsageError("patience= may give back the weights of a check with other zeros: leave it out")
+    try:
+        yield {**options, "hooks": (*options.get("hooks", ()), *hooks)} if hooks else options
+    finally:
+        for hook in hooks:
+            hook.close()
 
 
 def _back(network: Given, trained: nn.Module) -> Given:

@@ -16,7 +16,7 @@ from paretoprune.core.quality import KEYS, quality_of
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 LEAST_SQUARES = "least-squares"
-_LISTS = ("ignore", "precisions", "objectives", "metrics", "activations")
+_LISTS = ("ignore", "precisions", "objectives", "metrics", "activations", "zeros")
 _COUNTS = ("tune_threads", "tune_batch")
 
 
@@ -37,7 +37,8 @@ class Settings:
     largest change by an attack, as a share of the input's range. `activations`: cheaper ones, e.g. "relu", that half of
     the candidates are carried out with in place of the network's own, and the whole network too. `tune_threads`,
     `tune_batch`: every file competes at these threads and batch sizes too, with time and energy of one sample; none for
-    the search's own alone.
+    the search's own alone. `zeros`: what every layer's weight may hold, patterns and shares such as "16x1@0.8", which
+    compete with the widths; None for the usual ones where the target gains from zeros, else none.
     """
 
     limits: tuple[str, ...] = ()
@@ -68,6 +69,7 @@ class Settings:
     activations: tuple[str, ...] = ()
     tune_threads: tuple[int, ...] = ()
     tune_batch: tuple[int, ...] = ()
+    zeros: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("candidates", "floor", "threads", "calibration_samples", "robust_samples"):
@@ -136,7 +138,7 @@ def settings_of(limits: Sequence[str] = (), budget: str = "20 min", **options: A
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    lists: dict[str, tuple[Any, ...]] = {k: _texts(k, v) for k, v in options.items() if k in _LISTS}
+    lists: dict[str, tuple[Any, ...]] = {k: _texts(k, v) for k, v in options.items() if k in _LISTS and v is not None}
     lists |= {k: _numbers(k, v) for k, v in options.items() if k in _COUNTS}
     return Settings(limits=_texts("limits", limits), budget_s=seconds(budget), **{**options, **lists})
 

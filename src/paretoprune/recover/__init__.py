@@ -23,22 +23,27 @@ from paretoprune.recover.low_rank import (
 from paretoprune.recover.nested import Nested, Sandwich
 from paretoprune.recover.sequential import Sequential, reconstruct_sequentially
 from paretoprune.recover.training import Training, train
+from paretoprune.recover.zeros import Gradual, Masked, RigL, Units
 
 __all__ = [
     "Batch",
     "Elimination",
     "Factors",
+    "Gradual",
     "Gram",
     "Hidden",
+    "Masked",
     "Nested",
     "Order",
     "Reconstructed",
     "Reconstruction",
+    "RigL",
     "Sandwich",
     "Sequential",
     "SoftTargets",
     "Trained",
     "Training",
+    "Units",
     "collect_grams",
     "distill",
     "factorise",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from paretoprune.core.protocols import Task
+from paretoprune.core.protocols import Task, TrainingHook
 from paretoprune.recover.hidden import Hidden
 from paretoprune.recover.losses import SoftTargets, frozen_copy
 from paretoprune.recover.optimizing import MakeOptimizer, MakeScheduler, sgd
@@ -35,6 +35,7 @@ def distill(
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
     hidden: Hidden | None = None,
+    hooks: Sequence[TrainingHook] = (),
 ) -> float:
     """Train `student` in place for `steps` batches and return the mean loss of the last ones. The last step counts.
 
@@ -57,6 +58,7 @@ def distill(
         device=device,
         seed=seed,
         on_step=on_step,
+        hooks=hooks,
         name=NAME,
     )
     return done.loss

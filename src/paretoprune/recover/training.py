@@ -103,6 +103,9 @@ def train(
                 module, loss, Stream(batches, seed, name), parameters, made, (scheduler or warm_cosine(steps))(made),
                 hooks, mixed, steps, clip, name, validate, patience, check_every or max(1, steps // CHECKS),
             )  # fmt: skip
+            for hook in hooks:
+                if (attach := getattr(hook, "attach", None)) is not None:
+                    attach(made)
             if isinstance(run.scheduler, ReduceLROnPlateau) and validate is None:
                 raise UsageError(f"{name}: ReduceLROnPlateau needs validate=, a function of the network: its score")
             settings = {"name": name, "steps": steps, "seed": seed, "precision": precision, "network": begin}

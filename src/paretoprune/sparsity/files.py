@@ -15,12 +15,10 @@ from safetensors.numpy import save_file
 
 from paretoprune.core.errors import FileError, PruneError
 from paretoprune.core.storage import atomic
-from paretoprune.sparsity.packing import Packed, PackedSigns, decode, encode
-from paretoprune.sparsity.patterns import pattern_of
+from paretoprune.sparsity.parts import SIGNS, Weight, parts_of, weight_of_parts
 
 FORMAT = 1
 KEY = "paretoprune.packed"
-Weight = Packed | PackedSigns
 Tensors = dict[str, NDArray[Any]]
 
 
@@ -55,27 +53,22 @@ def load_packed(path: str | Path) -> dict[str, Weight]:
 
 
 def _parts(weight: Weight) -> tuple[Tensors, dict[str, Any]]:
-    about: dict[str, Any] = {"shape": list(weight.shape)}
-    if isinstance(weight, PackedSigns):
-        return {"bits": weight.bits, "scale": weight.scale}, about | {"kind": "signs"}
-    positions = encode(weight.at, int(np.prod(weight.grid)), weight.coding)
-    parts: Tensors = {"value": weight.value, "at": positions}
-    if weight.scale is not None:
-        parts["scale"] = weight.scale
-    return parts, about | {"kind": "blocks", "pattern": str(weight.pattern), "coding": weight.coding}
+    held = parts_of(weight)
+    about: dict[str, Any] = {"shape": list(held.shape)}
+    if held.pattern == SIGNS:
+        return {"bits": held.value, "scale": weight.scale}, about | {"kind": SIGNS}  # type: ignore[dict-item]
+    parts: Tensors = {"value": held.value, "at": held.at}
+    if held.scale is not None:
+        parts["scale"] = held.scale
+    return parts, about | {"kind": "blocks", "pattern": held.pattern, "coding": held.coding}
 
 
 def _weight(about: dict[str, Any], prefix: str, tensors: Tensors) -> Weight:
-    shape = tuple(int(size) for size in about["shape"])
-    if len(shape) < 2 or min(shape) < 1 or np.prod(shape, dtype=np.float64) > 2**40:
-        raise FileError(f"a weight of shape {shape}")
-    if about["kind"] == "signs":
-        return PackedSigns(shape, tensors[prefix + "bits"], tensors[prefix + "scale"])
-    pattern = pattern_of(about["pattern"])
-    value, scale = tensors[prefix + "value"], tensors.get(prefix + "scale")
-    empty = Packed(pattern, shape, np.zeros(0, np.int64), value[:0], scale)
-    at = decode(tensors[prefix + "at"], int(np.prod(empty.grid)), about["coding"])
-    return Packed(pattern, shape, at, value, scale)
+    scale = tensors.get(prefix + "scale")
+    if about["kind"] == SIGNS:
+        return weight_of_parts(SIGNS, "", about["shape"], tensors[prefix + "bits"], np.zeros(0, np.uint8), scale)
+    value, at = tensors[prefix + "value"], tensors[prefix + "at"]
+    return weight_of_parts(about["pattern"], about["coding"], about["shape"], value, at, scale)
 
 
 def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:

@@ -72,6 +72,37 @@ def cumsum(g: Any, x: Any, dim: int, dtype: Any) -> Any:
     return g.op("CumSum", x, g.op("Constant", value_t=torch.tensor(dim)))
 
 
+def _packed(operator: str) -> Callable[..., Any]:
+    """A layer on a packed weight; other runtimes do not know it. See `targets.sparse_cpu`."""
+
+    def symbolic(g: Any, x: Any, *given: Any) -> Any:
+        value, at, scale, pattern, coding, shape, bias, residual, activation, grid, *window = given
+        words = {
+            "pattern_s": helper._get_const(pattern, "s", "pattern"),  # type: ignore[no-untyped-call]
+            "coding_s": helper._get_const(coding, "s", "coding"),  # type: ignore[no-untyped-call]
+            "activation_s": helper._get_const(activation, "s", "activation"),  # type: ignore[no-untyped-call]
+            "shape_i": helper._get_const(shape, "is", "shape"),  # type: ignore[no-untyped-call]
+        }
+        if numbers := helper._get_const(grid, "fs", "grid"):  # type: ignore[no-untyped-call]
+            words["grid_f"] = numbers
+        for name, pair in zip(("stride_i", "padding_i"), window, strict=False):
+            words[name] = helper._get_const(pair, "is", name)  # type: ignore[no-untyped-call]
+        made = g.op(f"paretoprune::{operator}", x, value, at, scale, bias, residual, **words)
+        made.setType(x.type().with_sizes(_packed_sizes(x.type().sizes(), words)))
+        return made
+
+    return symbolic
+
+
+def _packed_sizes(x: list[int | None], words: dict[str, Any]) -> list[int | None]:
+    shape: list[int] = words["shape_i"]
+    outputs, kernel = shape[0], shape[2:]
+    if not kernel:
+        return [*x[:-1], outputs]
+    window = zip(x[2:], kernel, words["stride_i"], words["padding_i"], strict=True)
+    return [x[0], outputs, *(None if n is None else (n + 2 * p - k) // s + 1 for n, k, s, p in window)]
+
+
 _INT64 = 7
 _ONNX_TYPES = {0: 2, 1: 3, 2: 5, 3: 6, 4: _INT64, 5: 10, 6: 1, 7: 11}
 """torch's numbers of types (c10/core/ScalarType.h) and ONNX's (TensorProto.DataType)."""
@@ -80,4 +111,6 @@ SYMBOLIC: dict[str, Callable[..., Any]] = {
     "aten::channel_shuffle": channel_shuffle,
     "aten::diff": diff,
     "aten::cumsum": cumsum,
+    "paretoprune::sparse_linear": _packed("SparseLinear"),
+    "paretoprune::sparse_conv": _packed("SparseConv"),
 }

@@ -13,6 +13,7 @@ from paretoprune.targets.graph_file import Graphs
 from paretoprune.targets.openvino import OpenVino
 from paretoprune.targets.ort import OnnxRuntime
 from paretoprune.targets.ort_gpu import OnnxRuntimeCuda, OnnxRuntimeTensorRt
+from paretoprune.targets.sparse_cpu import Packing, SparseCpu
 from paretoprune.targets.torch_target import Torch, TorchCompile
 
 TARGETS: Mapping[str, Callable[[int], Target]] = {
@@ -29,10 +30,15 @@ GRAPH_TARGETS: Mapping[str, Callable[[int, Graphs], Target]] = {
 }
 """Those whose files hold a graph of ours; `pipeline.targets.find_target` brings what reads and writes it."""
 
+PACKED_TARGETS: Mapping[str, Callable[[int, Packing], Target]] = {"sparse-cpu": SparseCpu}
+"""Those whose files hold packed weights; likewise."""
+
 _METHODS = ("fingerprint", "export", "load")
 
 
-def find_target(given: str | Target, threads: int = 1, graphs: Graphs | None = None) -> Target:
+def find_target(
+    given: str | Target, threads: int = 1, graphs: Graphs | None = None, packing: Packing | None = None
+) -> Target:
     """A target by name, by reference ("package.module:Class") or as it is. Raises UsageError for anything else.
 
     `threads` is for targets by name; one that comes as it is has its own, and is refused if others were asked for.
@@ -43,6 +49,10 @@ def find_target(given: str | Target, threads: int = 1, graphs: Graphs | None = N
         if graphs is None:
             raise UsageError(f"target {given!r} needs what reads graphs: use paretoprune.pipeline.targets.find_target")
         return GRAPH_TARGETS[given](threads, graphs)
+    if isinstance(given, str) and given in PACKED_TARGETS:
+        if packing is None:
+            raise UsageError(f"target {given!r} needs what packs weights: use paretoprune.pipeline.targets.find_target")
+        return PACKED_TARGETS[given](threads, packing)
     target = _own(given)
     if threads not in (1, target.threads):
         raise UsageError(f"target {given!r} runs with threads={target.threads}, not {threads}: set them on the target")
@@ -52,7 +62,7 @@ def find_target(given: str | Target, threads: int = 1, graphs: Graphs | None = N
 def _own(given: str | Target) -> Target:
     if not isinstance(given, str):
         return _checked(given, repr(given))
-    offered = ", ".join((*TARGETS, *GRAPH_TARGETS))
+    offered = ", ".join((*TARGETS, *GRAPH_TARGETS, *PACKED_TARGETS))
     if given.lower() == "tpu":
         raise UsageError(f"TPUs are not offered: nothing here can measure on one; offered: {offered}")
     if ":" not in given:

@@ -77,9 +77,6 @@ def pointer(array: NDArray[Any]) -> int:
 NEAR_BYTES = 32 * 1024
 """The nearest cache of the usual processors."""
 
-MOST_HEIGHT = 64
-"""CHUNK of csrc/panel.hpp: only lower columns may be parted."""
-
 
 def rows_of(packed: Packed, panel_bytes: Callable[[Any], int]) -> Weights:
     """Blocks of r x c as c columns of r outputs. `panel_bytes`: what one input takes in a panel."""
@@ -89,7 +86,9 @@ def rows_of(packed: Packed, panel_bytes: Callable[[Any], int]) -> Weights:
     line = np.broadcast_to((packed.at // across)[:, None], inside.shape)[inside]
     index, value = index[inside], packed.value.transpose(0, 2, 1)[inside].astype(np.float32)
     parts = _parts(packed, panel_bytes(ctypes.byref(Rows(outputs, inputs, block.rows, 1))), len(index) / lines)
-    part = index % packed.shape[1] * parts // packed.shape[1]
+    channels, taps = packed.shape[1], inputs // packed.shape[1]
+    part = index % channels * parts // channels
+    index = index % channels * taps + index // channels  # a part's inputs side by side (csrc/conv.hpp)
     order = np.lexsort((index, part, line))
     start = _starts(line * parts + part, lines * parts)
     arrays = start, _held(index[order].astype(np.uint16)), _held(value[order])
@@ -99,15 +98,12 @@ def rows_of(packed: Packed, panel_bytes: Callable[[Any], int]) -> Weights:
 def _parts(packed: Packed, panel_bytes: int, columns: float) -> int:
     """How many groups of channels a row block of so many columns is worked off in.
 
-    One group's inputs should stay in the nearest cache; but each costs as much as some columns to begin. What it gains
-    is not settled (docs/decisions/0024).
+    One group's inputs should stay in the nearest cache, but each costs as much as some columns to begin. Columns of
+    four outputs use an input often enough without (docs/decisions/0024).
     """
-    if packed.block.rows > MOST_HEIGHT:
+    if packed.block.rows % 4 == 0:
         return 1
-    high, wide = packed.shape[2:] if len(packed.shape) == 4 else (1, 1)
-    channel = high * (panel_bytes + (64 if wide > 1 else 0))
-    fewest = 100 if packed.block.rows % 4 == 0 else 25
-    return max(1, min(-(-packed.shape[1] * channel // NEAR_BYTES), int(columns // fewest)))
+    return max(1, min(-(-packed.matrix_shape[1] * panel_bytes // NEAR_BYTES), int(columns // 25), packed.shape[1]))
 
 
 def int8_of(packed: Packed, scale: float, zero: int, pairs: bool) -> Weights:
@@ -136,10 +132,16 @@ def int8_of(packed: Packed, scale: float, zero: int, pairs: bool) -> Weights:
 
 def signs_of(packed: PackedSigns) -> Weights:
     outputs, inputs = packed.matrix_shape
-    bits, scale = _held(packed.bits.astype(np.uint32)), _held(packed.scale.astype(np.float32))
-    if inputs % 32:
-        bits[:, -1] &= np.uint32((1 << inputs % 32) - 1)
+    bits, scale = _held(_by_channel(packed)), _held(packed.scale.astype(np.float32))
     return Weights(Signs(outputs, inputs, bits.shape[1], pointer(bits), pointer(scale)), (bits, scale))
+
+
+def _by_channel(packed: PackedSigns) -> NDArray[np.uint32]:
+    """Bits in the order of csrc/conv.hpp, zeros behind the last."""
+    outputs, inputs = packed.matrix_shape
+    bits = np.unpackbits(packed.bits.astype("<u4").view(np.uint8), axis=1, bitorder="little")[:, :inputs]
+    bits = bits.reshape(outputs, -1, packed.shape[1]).swapaxes(1, 2).reshape(outputs, inputs)
+    return np.packbits(np.pad(bits, [(0, 0), (0, -inputs % 32)]), axis=1, bitorder="little").view("<u4")
 
 
 def _starts(line: NDArray[np.int64], lines: int) -> NDArray[np.int32]:

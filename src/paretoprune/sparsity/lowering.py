@@ -1,0 +1,187 @@
+"""A captured graph whose layers run on the packed kernels, with what follows them fused in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from paretoprune.sparsity.operators import sparse_conv, sparse_linear
+from paretoprune.sparsity.packing import MOST_INPUTS
+from paretoprune.sparsity.parts import SIGNS, Weight, parts_of
+
+Array = NDArray[np.float32]
+_ACTIVATIONS = {"aten.relu.default": "relu", "aten.gelu.default": "gelu"}
+PARTS = ("value", "at", "scale")
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer that the kernels can run. `weight`: its parameter's name."""
+
+    node: fx.Node
+    weight: str
+    value: Array
+    bias: Array | None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+    @property
+    def image(self) -> bool:
+        return self.value.ndim == 4
+
+
+def sites_of(module: fx.GraphModule) -> tuple[list[Site], dict[str, str]]:
+    """The layers that the kernels can run, and by weight why another cannot."""
+    found: list[Site] = []
+    left: dict[str, str] = {}
+    for node in module.graph.nodes:
+        if not str(node.target).startswith(("aten.conv", "aten.linear.")) or node.op != "call_function":
+            continue
+        site = _site(module, node)
+        if isinstance(site, Site):
+            found.append(site)
+        elif isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr":
+            left[str(node.args[1].target)] = site
+    return found, left
+
+
+def _site(module: fx.GraphModule, node: fx.Node) -> Site | str:
+    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+    given: list[Any] = [weight] if bias is None else [weight, bias]
+    if any(not isinstance(n, fx.Node) or n.op != "get_attr" for n in given):
+        return "its weight is computed"
+    tensors = [_tensor(module, str(n.target)) for n in given]
+    if any(t.dtype != torch.float32 or not torch.isfinite(t).all() for t in tensors):
+        return "its weight is not float32, or not finite"
+    value = tensors[0].detach().cpu().numpy()
+    if value[0].size > MOST_INPUTS:
+        return f"it has more than {MOST_INPUTS} inputs"
+    array = tensors[1].detach().cpu().numpy() if len(tensors) > 1 else None
+    name = str(given[0].target)
+    if str(node.target) == "aten.linear.default":
+        return Site(node, name, value, array)
+    if str(node.target) != "aten.conv2d.default":
+        return f"it is {str(node.target).split('.')[1]} with {value.ndim - 2} dimensions or padding in words"
+    defaults: tuple[Any, ...] = ((1, 1), (0, 0), (1, 1), 1)
+    window: tuple[Any, ...] = node.args[3:]
+    stride, padding, dilation, groups = window + defaults[len(window) :]
+    if groups != 1 or tuple(dilation) != (1, 1):
+        return "its kernel is dilated or in groups"
+    return Site(node, name, value, array, _pair(stride), _pair(padding))
+
+
+@contextmanager
+def watched(module: fx.GraphModule, sites: Sequence[Site], see: Callable[[Site, Tensor], None]) -> Iterator[None]:
+    """Inside the block, every run of the graph calls `see` with what each site is given."""
+    nodes = []
+    for number, site in enumerate(sites):
+        module.add_submodule(f"watch_{number}", _Watch(site, see))
+        with module.graph.inserting_before(site.node):
+            nodes.append(module.graph.call_module(f"watch_{number}", (site.node.args[0],)))
+    module.recompile()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for node in nodes:
+            module.graph.erase_node(node)
+            module.delete_submodule(str(node.target))
+        module.recompile()
+
+
+class _Watch(nn.Module):
+    def __init__(self, site: Site, see: Callable[[Site, Tensor], None]) -> None:
+        super().__init__()
+        self.site, self.see = site, see
+
+    def forward(self, x: Tensor) -> None:
+        self.see(self.site, x)
+
+
+def lower(module: fx.GraphModule, chosen: Mapping[Site, tuple[Weight, tuple[float, ...]]]) -> None:
+    """Put kernels in the place of layers, in place; with each its weight and, if that has 8 bits, its input's grid."""
+    for site, (weight, grid) in chosen.items():
+        _replace(module, site, weight, grid)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+
+
+def _replace(module: fx.GraphModule, site: Site, weight: Weight, grid: tuple[float, ...]) -> None:
+    graph, parts = module.graph, parts_of(weight)
+    last, residual, activation = _end(module, site.node)
+    value = parts.value.view(np.int32) if parts.pattern == SIGNS else parts.value
+    arrays = {"value": value, "at": parts.at, "scale": parts.scale}
+    with graph.inserting_before(last):
+        held = [None if a is None else _constant(module, f"{site.weight}_{n}", a) for n, a in arrays.items()]
+        bias = None if site.bias is None else site.node.args[2]
+        words = (parts.pattern, parts.coding, list(parts.shape))
+        args: list[Any] = [site.node.args[0], *held, *words, bias, residual, activation, list(grid)]
+        if site.image:
+            args += [list(site.stride), list(site.padding)]
+        new = graph.call_function(sparse_conv if site.image else sparse_linear, tuple(args))
+    new.meta = dict(last.meta)
+    last.replace_all_uses_with(new)
+
+
+def _end(module: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node | None, str]:
+    """(the last operator that the kernel does too, what is added before the activation, the activation)."""
+    last, residual = _through_dropout(module, node), None
+    user = _only_user(last)
+    if user is not None and str(user.target) == "aten.add.Tensor" and not user.kwargs and len(user.args) == 2:
+        other: Any = user.args[1] if user.args[0] is last else user.args[0]
+        if isinstance(other, fx.Node) and other is not last and _alike(node, other):
+            last, residual = user, other
+            user = _only_user(last)
+    if user is not None and str(user.target) in _ACTIVATIONS and len(user.args) == 1 and not _tanh(user):
+        return user, residual, _ACTIVATIONS[str(user.target)]
+    return last, residual, "none"
+
+
+def _tanh(node: fx.Node) -> bool:
+    return node.kwargs.get("approximate", "none") != "none"
+
+
+def _through_dropout(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    while (user := _only_user(node)) is not None and str(user.target) == "aten.dropout.default":
+        node = user
+    return node
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _alike(a: fx.Node, b: fx.Node) -> bool:
+    """Of one shape and type for certain, so that nothing is broadcast."""
+    x, y = a.meta.get("val"), b.meta.get("val")
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or x.dtype != y.dtype or x.ndim != y.ndim:
+        return False
+    return all(str(m) == str(n) for m, n in zip(x.shape, y.shape, strict=True))
+
+
+def _constant(module: fx.GraphModule, name: str, value: NDArray[Any]) -> fx.Node:
+    *owners, leaf = name.split(".")
+    owner: nn.Module = module
+    for part in owners:
+        owner = owner.get_submodule(part)
+    owner.register_buffer(leaf, torch.from_numpy(np.ascontiguousarray(value).copy()))
+    return module.graph.get_attr(name)
+
+
+def _tensor(module: fx.GraphModule, name: str) -> Tensor:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value  # type: ignore[no-any-return]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[-1]))
