@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from paretoprune.core.errors import UsageError
-from paretoprune.targets.graph_file import Graphs
+from paretoprune.targets.graph_file import GraphFile, Graphs
 from paretoprune.targets.latency import Clock
 from paretoprune.targets.torch_target import Torch, computed_here
 
@@ -19,7 +19,8 @@ class Cuda(Torch):
     """Implements core.protocols.Target, in eager mode on the first GPU. Raises UsageError where there is none.
 
     What is timed begins with the inputs on the GPU and ends with the outputs there: CUDA events around the calls, of
-    which as many as a sample needs are queued. fp32 is not rounded to TF32.
+    which as many as a sample needs are queued. fp32 is not rounded to TF32. In fp16 and bf16, linear layers whose
+    weights obey 2:4 run on the GPU's sparse units where they fit (`semi_structured`); the runner's `notes` say which.
     """
 
     name = "cuda"
@@ -36,6 +37,15 @@ class Cuda(Torch):
 
     def fingerprint(self) -> Mapping[str, str]:
         return {**super().fingerprint(), **gpu_facts(self.device)}
+
+    def _call(self, held: GraphFile, name: str) -> Callable[..., Any]:
+        import torch
+
+        from paretoprune.targets.semi_structured import compress
+
+        module: Any = super()._call(held, name)
+        compress(module, torch.cuda.get_device_capability(self.device))
+        return cast(Callable[..., Any], module)
 
     def describe(self) -> Mapping[str, str]:
         return {"clock": "CUDA events; inputs and outputs stay on the GPU"}

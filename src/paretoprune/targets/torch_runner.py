@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from paretoprune.core.errors import TargetError, UsageError
 from paretoprune.targets.graph_file import OPEN, GraphFile
+from paretoprune.targets.semi_structured import KEY
 from paretoprune.targets.session import one_line
 
 HALF = (torch.float16, torch.bfloat16)
@@ -36,6 +37,12 @@ class TorchRunner:
         self._named = {i.name: i for i in self._inputs if i.name}
         self.input_names: tuple[str, ...] = tuple(self._named)
         self.output_names: tuple[str, ...] = output_names(held.outputs)
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """Weights that obey 2:4 -> "" where they are computed sparse, else why not. Of target `cuda` alone."""
+        found: Mapping[str, str] = getattr(self._call, "meta", {}).get(KEY, {})
+        return found
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
         return tuple(np.array(_plain(t)) for t in self._run(self._placed(inputs)))
