@@ -71,14 +71,9 @@ class Masked:
             for optimizer in self._optimizers:
                 _forget(optimizer, parameter, gone)
 
-    @torch.no_grad()
     def put(self, masks: Mapping[str, Tensor]) -> None:
-        """Other masks; what optimizers remember of weights that are new is forgotten."""
-        for name, mask in masks.items():
-            old, parameter = self.gone(name), self.parameters[name]
-            self.masks[name] = mask.to(parameter.device)
-            for optimizer in self._optimizers:
-                _forget(optimizer, parameter, old)
+        """Other masks; weights that are new start at zero, and no optimizer remembers anything of them."""
+        self.masks |= {name: mask.to(self.parameters[name].device) for name, mask in masks.items()}
         self.hold()
 
     def attach(self, optimizer: Optimizer) -> None:
@@ -110,8 +105,7 @@ class Masked:
         return dict(self.masks)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.masks = {n: mask.to(self.parameters[n].device) for n, mask in state.items()}
-        self.hold()
+        self.put(state)
 
 
 def _forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
