@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -89,6 +89,7 @@ def test_a_sparse_network_is_saved_loaded_and_replayed(small: nn.Module, sparse:
 PATTERNS = ("unstructured", "2:4", "1:3", "4x1", "16x1", "16x4", "3x2")
 
 
+@settings(max_examples=60)
 @given(
     st.sampled_from(PATTERNS),
     st.sampled_from(("magnitude", "wanda", "sparsegpt")),
@@ -226,9 +227,8 @@ def test_a_pruned_network_holds_both(small: nn.Module, tmp_path: Path) -> None:
     assert set(both.plan.sparsity) == set(WEIGHTS)
     again = pp.apply(made(), images(), pp.Plan.from_json(both.plan.to_json()))
     assert all(np.array_equal(a, matrices(again.model)[n]) for n, a in matrices(both.model).items())
-    loaded = pp.load(pp.save(both, tmp_path / "both"), made())
-    assert all(np.array_equal(a, matrices(loaded.model)[n]) for n, a in matrices(both.model).items())
-    graph = pp.load(tmp_path / "both")
+    graph = pp.load(pp.save(both, tmp_path / "both"))
+    assert all(np.array_equal(a, matrices(graph.model)[n]) for n, a in matrices(both.model).items())
     dense = pp.sparsify(graph, images(), pattern="1:4")
     assert all((m != 0).mean() < 0.35 for m in matrices(dense.model).values())
 
@@ -396,6 +396,7 @@ def test_blocks_move(sparse: pp.Pruned) -> None:
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=30)
 @given(
     st.sampled_from(("unstructured", "16x1", "4x4")),
     st.floats(0, 1) | st.none(),

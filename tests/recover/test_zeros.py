@@ -200,7 +200,7 @@ class Watched(RigL):
         before, dense = self.masks["0.weight"].clone(), self._dense.get("0.weight")
         super().after_step(step, steps)
         if dense is not None:
-            momentum = self._optimizers[0].state[self.parameters["0.weight"]]["momentum_buffer"]
+            momentum = next(iter(self._optimizers)).state[self.parameters["0.weight"]]["momentum_buffer"]
             self.changes.append((before, self.masks["0.weight"].clone(), dense.abs(), momentum.clone()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Masked:
             if stays.shape != parameter.shape:
                 raise UsageError(f"'{name}' has shape {tuple(parameter.shape)}, its mask {tuple(stays.shape)}")
             self.parameters[name], self.masks[name] = parameter, stays.to(parameter.device)
-        self._optimizers: list[Optimizer] = []
+        self._optimizers: WeakSet[Optimizer] = WeakSet()
         self._handles: list[Any] = [
             p.register_post_accumulate_grad_hook(self._gradient_of(n))  # type: ignore[no-untyped-call]
             for n, p in self.parameters.items()
@@ -78,7 +79,7 @@ class Masked:
 
     def attach(self, optimizer: Optimizer) -> None:
         """After each of its steps the zeros are put back; what it remembers already is put right now."""
-        self._optimizers.append(optimizer)
+        self._optimizers.add(optimizer)
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self.hold()))
         self.hold()
 
@@ -86,7 +87,8 @@ class Masked:
         """Leave network and optimizers alone from now on."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._optimizers = [], []
+        self._handles.clear()
+        self._optimizers.clear()
 
     def __enter__(self) -> Masked:
         return self
