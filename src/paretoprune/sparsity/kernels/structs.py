@@ -150,5 +150,9 @@ def _starts(line: NDArray[np.int64], lines: int) -> NDArray[np.int32]:
 
 
 def _held(array: NDArray[Any]) -> NDArray[Any]:
-    """Our own contiguous copy, with a place to point to even when it is empty."""
-    return np.array(array, order="C") if array.size else np.zeros(64, array.dtype)
+    """Our own contiguous copy at a 64-byte boundary, with a place to point to even when it is empty."""
+    whole = np.zeros(array.nbytes + 128, np.uint8)
+    start = -pointer(whole) % 64
+    held = whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    held[...] = array
+    return held if array.size else whole.view(array.dtype)

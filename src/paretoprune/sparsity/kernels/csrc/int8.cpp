@@ -20,7 +20,7 @@ struct Requantize {  // y = clamp(round(v * inverse) + zero, 0, 255); or fp32 wh
     int32_t zero;
 };
 
-constexpr int64_t TILE = 48;  // positions whose inputs stay in the nearest cache while all weights pass
+constexpr int64_t TILE = 96;  // positions that all weights pass together
 constexpr int64_t BATCH = 192;  // rows of a linear layer that are quantized before they are multiplied
 
 struct Job {
@@ -106,21 +106,25 @@ struct Job {
             return;
         }
         alignas(64) float turned[16 * TILE];
-        transpose(tile, 16, count, 16, turned, TILE);
-        for (int64_t o = 0; o < outputs; o++) end(turned + o * TILE, (n + o) * positions + first, count);
+        const bool real = out.inverse == 0;
+        float *to = real ? static_cast<float *>(y) + n * positions + first : turned;
+        const int64_t step = real ? positions : TILE;
+        transpose(tile, 16, count, outputs, to, step);
+        for (int64_t o = 0; o < outputs; o++) end(to + o * step, (n + o) * positions + first, count);
     }
 
-    // A run of finished sums to its place.
-    void end(float *v, int64_t to, int64_t count) const {
+    // A run of finished sums to its place, where it may be already.
+    void end(float *v, int64_t at, int64_t count) const {
         if (finish.residual)
-            for (int64_t i = 0; i < count; i++) v[i] += finish.residual[to + i];
+            for (int64_t i = 0; i < count; i++) v[i] += finish.residual[at + i];
         activate_all(v, count, finish.activation);
         if (out.inverse == 0) {
-            std::memcpy(static_cast<float *>(y) + to, v, sizeof(float) * count);
+            float *to = static_cast<float *>(y) + at;
+            if (v != to) std::memcpy(to, v, sizeof(float) * count);
             return;
         }
         const Scale s = {out.inverse, out.zero};
-        for (int64_t j = 0; j < count; j++) static_cast<uint8_t *>(y)[to + j] = static_cast<uint8_t>(quantized(v[j], s));
+        for (int64_t j = 0; j < count; j++) static_cast<uint8_t *>(y)[at + j] = static_cast<uint8_t>(quantized(v[j], s));
     }
 
     int32_t start_both(int threads) {
