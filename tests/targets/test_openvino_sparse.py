@@ -8,20 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
-from paretoprune.core.errors import TargetError, UsageError
+from paretoprune.core.errors import FileError, TargetError, UsageError
+from paretoprune.core.graph import Example
+from paretoprune.core.layers import LayerSpec
+from paretoprune.pipeline.targets import Packing, find_target
 from paretoprune.sparsity import Packed, pack, pack_int8, pattern_of
 from paretoprune.sparsity.kernels import available
 from paretoprune.sparsity.openvino_ops import build, choice, choose, replace
 from paretoprune.sparsity.openvino_ops.replace import laid_out
+from paretoprune.targets.openvino_sparse import OpenVinoSparse
+from paretoprune.targets.traits import describe
 from sparse_reference import close, sparse_weight
 
 pytestmark = pytest.mark.skipif(not available(), reason="no compiler was there when the package was installed")
 
 ov = pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'paretoprune[openvino]'")
 CORE = ov.Core()
+EXAMPLE = Example.of(torch.randn(2, 32, 7, 7))
 SETTINGS = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
 Array = Any
 
@@ -332,3 +341,94 @@ def test_a_package_without_headers_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(build, "openvino", Elsewhere)
     with pytest.raises(TargetError, match="no library to compile against"):
         build.extension(tmp_path)
+
+
+class Residual(nn.Module):
+    """Two convolutions with a residual, two linear layers with GELU; a tenth of the blocks stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 1)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        for layer in (self.one, self.two, self.up, self.down):
+            zeros = np.random.default_rng(0)
+            value = sparse_weight(zeros, tuple(layer.weight.shape), pattern_of("16x1"), 0.9)
+            layer.weight.data = torch.from_numpy(value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.two(torch.relu(self.one(x))) + x)
+        rows = x.flatten(2).transpose(1, 2)
+        return self.down(nn.functional.gelu(self.up(rows))) + rows
+
+
+@pytest.fixture(scope="module")
+def packed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = OpenVinoSparse(1, Packing(), keep="all")
+    return target.export(Residual().eval(), EXAMPLE, tmp_path_factory.mktemp("packed") / "net.onnx")
+
+
+def test_a_file_of_packed_layers_answers_like_the_module(packed_file: Path) -> None:
+    target, net = find_target("openvino-sparse"), Residual().eval()
+    runner = target.load(packed_file)
+    for batch in (1, 3):
+        x = torch.randn(batch, 32, 7, 7)
+        close(runner({"input": x.numpy()})[0], net(x).detach().numpy())
+    assert find_target("sparse-cpu").load(packed_file)({"input": x.numpy()})[0].shape == (3, 49, 32)
+    kinds = [node.op_type for node in onnx.load(str(packed_file)).graph.node if node.domain == "paretoprune"]
+    assert kinds == ["SparseConv", "SparseConv", "SparseLinear", "SparseLinear"]
+    facts = target.fingerprint()
+    assert {"openvino", "kernels"} <= facts.keys()
+    assert describe(target)["dense layers"] == "OpenVINO"
+
+
+def test_which_layers_are_packed_is_measured_and_the_file_runs_either_way(tmp_path: Path) -> None:
+    target = find_target("openvino-sparse")
+    path = target.export(Residual().eval(), EXAMPLE, tmp_path / "net.onnx")
+    assert target.load(path)({"input": np.ones((2, 32, 7, 7), np.float32)})[0].shape == (2, 49, 32)
+    for zeros in ("", "16x1@0.9"):
+        target.layer(LayerSpec("linear", 64, 64, rows=16, zeros=zeros), 2, "fp32")()
+
+
+def _altered(file: Path, change: Any) -> Path:
+    model = onnx.load(str(file))
+    change(model.graph, {tensor.name: tensor for tensor in model.graph.initializer})
+    onnx.save(model, str(file.with_name("altered.onnx")))
+    return file.with_name("altered.onnx")
+
+
+def _shorter(name: str) -> Any:
+    def change(graph: Any, tensors: Any) -> None:
+        value = numpy_helper.to_array(tensors[name])
+        tensors[name].CopyFrom(numpy_helper.from_array(value[:-1].copy(), name))
+
+    return change
+
+
+def _word(name: str, value: Any) -> Any:
+    def change(graph: Any, tensors: Any) -> None:
+        node = next(each for each in graph.node if each.op_type == "SparseConv")
+        kept = [each for each in node.attribute if each.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return change
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        (_shorter("one.weight_at"), FileError, "altered.onnx"),
+        (_shorter("one.weight_value"), FileError, "values of shape"),
+        (_shorter("one.bias"), FileError, "a bias of"),
+        (_word("shape", [32, 32]), FileError, "altered.onnx"),
+        (_word("activation", "tanh"), FileError, "damaged"),
+        (_word("coding", "words"), FileError, "coded as 'words'"),
+        (_word("stride", [0, 1]), FileError, "impossible window"),
+        (_word("grid", [0.5, 3.0]), TargetError, "no operator of ours for layers in 8 bits"),
+    ],
+)
+def test_damaged_files_are_refused(packed_file: Path, change: Any, kind: Any, words: str) -> None:
+    with pytest.raises(kind, match=words):
+        find_target("openvino-sparse").load(_altered(packed_file, change))

@@ -38,7 +38,7 @@ class GraphFiles:
 
 
 class Packing:
-    """Implements targets.sparse_cpu.Packing."""
+    """Implements targets.sparse_cpu.Packing and targets.openvino_sparse.OpenVinoPacking."""
 
     reopen = f"{__name__}:loader"
 
@@ -95,6 +95,11 @@ class Packing:
             threads=threads,
             keep=keep,
         )
+
+    def openvino_model(self, data: bytes, name: str, threads: int) -> Any:
+        from paretoprune.sparsity.openvino_ops import read
+
+        return read(data, name, threads)
 
 
 def _stored(parts: LayerParts) -> tuple[Any, ...]:

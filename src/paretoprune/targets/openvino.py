@@ -10,7 +10,7 @@ import importlib
 import io
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from paretoprune.core.errors import TargetError, UsageError
+from paretoprune.core.errors import FileError, TargetError, UsageError
 from paretoprune.targets.fingerprint import machine_facts, version_of
 from paretoprune.targets.onnx_file import has_external_data, precision_of, read_model
 from paretoprune.targets.onnx_target import Maker, OnnxTarget
@@ -76,13 +76,29 @@ class OpenVinoRunner:
         self.output_names: tuple[str, ...] = tuple(o.any_name for o in model.outputs)
 
     @classmethod
-    def open(cls, path: Path, threads: int) -> OpenVinoRunner:
-        """Raises FileError for a file that cannot be trusted or read, TargetError if the runtime refuses it."""
+    def open(cls, path: Path, threads: int, read: Callable[[bytes], Any] | None = None) -> OpenVinoRunner:
+        """`read`: what makes OpenVINO's network of the file's bytes, where it is more than an ONNX file.
+
+        Raises FileError for a file that cannot be trusted or read, TargetError if the runtime refuses it.
+        """
         model, data = read_model(path)
+        external = has_external_data(model)
+        if external and read is not None:
+            raise FileError(f"{path} keeps tensors outside itself, which files with packed layers never do")
         bf16 = precision_of(model) == BF16
         if bf16 and not has_bf16():
             raise TargetError(f"{path} is to be computed in bf16, for which this processor has no instructions")
-        core = _core()
+        return cls._compiled(read or _core().read_model, str(path) if external else data, threads, str(path), bf16)
+
+    @classmethod
+    def of(cls, data: bytes, threads: int, name: str) -> OpenVinoRunner:
+        """Of an fp32 file's bytes."""
+        return cls._compiled(_core().read_model, data, threads, name)
+
+    @classmethod
+    def _compiled(
+        cls, read: Callable[[Any], Any], file: bytes | str, threads: int, name: str, bf16: bool = False
+    ) -> OpenVinoRunner:
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -90,11 +106,10 @@ class OpenVinoRunner:
             "INFERENCE_PRECISION_HINT": BF16 if bf16 else "f32",
         }
         try:
-            read = core.read_model(str(path)) if has_external_data(model) else core.read_model(data)
-            compiled = core.compile_model(read, "CPU", settings)
+            compiled = _core().compile_model(read(file), "CPU", settings)
         except RuntimeError as error:
-            raise refused("OpenVINO", str(path), error, "onnxruntime") from error
-        return cls(compiled.create_infer_request(), compiled, str(path))
+            raise refused("OpenVINO", name, error, "onnxruntime") from error
+        return cls(compiled.create_infer_request(), compiled, name)
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
         if inputs.keys() != self._inputs.keys():

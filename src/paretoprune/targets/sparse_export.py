@@ -71,8 +71,8 @@ def one_sample(example: Example) -> Example:
     return Example(*signature.arguments(single), dynamic=example.dynamic)
 
 
-def dense_layer(case: Any, threads: int) -> Callable[[], Any]:
-    """The same layer on ONNX Runtime, given the same array. `case`: of pipeline.packed."""
+def dense_layer(case: Any, threads: int, opened: Callable[[bytes], FileRunner] | None = None) -> Callable[[], Any]:
+    """The same layer on ONNX Runtime, or as `opened`, given the same array. `case`: of pipeline.packed."""
     site, x = case.site, case.x
     if site.image:
         outputs, inputs, *kernel = site.value.shape
@@ -81,5 +81,6 @@ def dense_layer(case: Any, threads: int) -> Callable[[], Any]:
     else:
         spec = LayerSpec("linear", site.value.shape[1], site.value.shape[0], rows=x.size // site.value.shape[1])
         x = x.reshape(spec.rows, -1)
-    runner = OrtRunner(open_session(layer_model(spec).SerializeToString(), threads, "a layer"), "a layer")
+    data = layer_model(spec).SerializeToString()
+    runner = opened(data) if opened else OrtRunner(open_session(data, threads, "a layer"), "a layer")
     return lambda: runner({"x": x[: len(x)]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from paretoprune.core.errors import UsageError
 from paretoprune.core.protocols import Target
@@ -11,6 +12,7 @@ from paretoprune.targets.cuda import Cuda
 from paretoprune.targets.executorch import ExecuTorch
 from paretoprune.targets.graph_file import Graphs
 from paretoprune.targets.openvino import OpenVino
+from paretoprune.targets.openvino_sparse import OpenVinoSparse
 from paretoprune.targets.ort import OnnxRuntime
 from paretoprune.targets.ort_gpu import OnnxRuntimeCuda, OnnxRuntimeTensorRt
 from paretoprune.targets.sparse_cpu import Packing, SparseCpu
@@ -30,7 +32,10 @@ GRAPH_TARGETS: Mapping[str, Callable[[int, Graphs], Target]] = {
 }
 """Those whose files hold a graph of ours; `pipeline.targets.find_target` brings what reads and writes it."""
 
-PACKED_TARGETS: Mapping[str, Callable[[int, Packing], Target]] = {"sparse-cpu": SparseCpu}
+PACKED_TARGETS: Mapping[str, Callable[[int, Any], Target]] = {
+    "sparse-cpu": SparseCpu,
+    "openvino-sparse": OpenVinoSparse,
+}
 """Those whose files hold packed weights; likewise."""
 
 _METHODS = ("fingerprint", "export", "load")

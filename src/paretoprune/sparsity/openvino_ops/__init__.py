@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paretoprune.sparsity.openvino_ops.choice import Choice, choose
+from paretoprune.sparsity.openvino_ops.read import read
 from paretoprune.sparsity.openvino_ops.replace import Replaced, replace
 
-__all__ = ["replace", "Replaced", "choose", "Choice"]
+__all__ = ["replace", "Replaced", "choose", "Choice", "read"]
