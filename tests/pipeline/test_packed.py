@@ -209,7 +209,7 @@ def test_it_is_for_inference() -> None:
     with pytest.raises(DataError, match=r"x is torch.float64 on cpu: the sparse kernels take float32"):
         torch.ops.paretoprune.sparse_linear(
             torch.randn(2, 8).double(), torch.ones(1, 1, 1), torch.ones(1, dtype=torch.uint8), None, "unstructured",
-            "mask", [1, 8], None, None, "none", [],
+            "mask", [1, 8], None, None, "none", [], 2,
         )  # fmt: skip
 
 

@@ -36,6 +36,11 @@ class Site:
     def image(self) -> bool:
         return self.value.ndim == 4
 
+    @property
+    def rank(self) -> int:
+        """Dimensions of what it gives, and is given."""
+        return int(self.node.meta["val"].ndim)
+
 
 def sites_of(module: fx.GraphModule) -> tuple[list[Site], dict[str, str]]:
     """The layers that the kernels can run, and by weight why another cannot."""
@@ -125,8 +130,7 @@ def _replace(module: fx.GraphModule, site: Site, weight: Weight, grid: tuple[flo
         bias = None if site.bias is None else site.node.args[2]
         words = (parts.pattern, parts.coding, list(parts.shape))
         args: list[Any] = [site.node.args[0], *held, *words, bias, residual, activation, list(grid)]
-        if site.image:
-            args += [list(site.stride), list(site.padding)]
+        args += [list(site.stride), list(site.padding)] if site.image else [site.rank]
         new = graph.call_function(sparse_conv if site.image else sparse_linear, tuple(args))
     new.meta = dict(last.meta)
     last.replace_all_uses_with(new)

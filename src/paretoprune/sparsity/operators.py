@@ -1,7 +1,7 @@
 """The kernels as operators of PyTorch, `torch.ops.paretoprune.sparse_linear` and `sparse_conv`.
 
 They take the parts of a packed weight (`sparsity.parts`) as tensors and words, so that a graph that calls them can be
-exported and compiled. Inference only. What the kernels need is laid out at the first call with a weight, and kept for
+exported and compiled. `rank`: dimensions of x, which an exporter may not know. Inference only. What the kernels need is laid out at the first call with a weight, and kept for
 as long as the weight lives.
 """
 
@@ -25,7 +25,7 @@ _END = "Tensor? bias, Tensor? residual, str activation, float[] grid"
 LINEAR, CONV = "sparse_linear", "sparse_conv"
 
 _LIBRARY = torch.library.Library("paretoprune", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define(f"{LINEAR}(Tensor x, {_WEIGHT}, {_END}) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define(f"{LINEAR}(Tensor x, {_WEIGHT}, {_END}, int rank) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"{CONV}(Tensor x, {_WEIGHT}, {_END}, int[] stride, int[] padding) -> Tensor")  # type: ignore[no-untyped-call]
 
 sparse_linear = torch.ops.paretoprune.sparse_linear.default

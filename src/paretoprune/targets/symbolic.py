@@ -85,23 +85,24 @@ def _packed(operator: str) -> Callable[..., Any]:
         }
         if numbers := helper._get_const(grid, "fs", "grid"):  # type: ignore[no-untyped-call]
             words["grid_f"] = numbers
-        for name, pair in zip(("stride_i", "padding_i"), window, strict=False):
-            words[name] = helper._get_const(pair, "is", name)  # type: ignore[no-untyped-call]
+        rank = 4
+        if len(window) == 1:
+            rank = helper._get_const(window[0], "i", "rank")  # type: ignore[no-untyped-call]
+        else:
+            for name, pair in zip(("stride_i", "padding_i"), window, strict=True):
+                words[name] = helper._get_const(pair, "is", name)  # type: ignore[no-untyped-call]
         made = g.op(f"paretoprune::{operator}", x, value, at, scale, bias, residual, **words)
-        if (sizes := _packed_sizes(x.type().sizes(), words)) is not None:
-            made.setType(x.type().with_sizes(sizes))
+        made.setType(x.type().with_sizes(_packed_sizes(x.type().sizes() or [None] * rank, words)))
         return made
 
     return symbolic
 
 
-def _packed_sizes(x: list[int | None] | None, words: dict[str, Any]) -> list[int | None] | None:
-    """None where not even the number of dimensions is known."""
+def _packed_sizes(x: list[int | None], words: dict[str, Any]) -> list[int | None]:
     shape: list[int] = words["shape_i"]
     outputs, kernel = shape[0], shape[2:]
     if not kernel:
-        return None if x is None else [*x[:-1], outputs]
-    x = x or [None] * 4
+        return [*x[:-1], outputs]
     window = zip(x[2:], kernel, words["stride_i"], words["padding_i"], strict=True)
     return [x[0], outputs, *(None if n is None else (n + 2 * p - k) // s + 1 for n, k, s, p in window)]
 
