@@ -234,6 +234,15 @@ def test_a_pruned_network_holds_both(small: nn.Module, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_little_memory_gives_the_same(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    how: Any = {"pattern": "4x1", "sparsity": 0.5, "criterion": "sparsegpt", "calibration": batches()}
+    whole = pp.sparsify(small, images(), **how)
+    monkeypatch.setattr("paretoprune.pipeline.zeros.MEMORY", 8 * 108**2)
+    parts = pp.sparsify(small, images(), **how)
+    assert all(np.array_equal(m, matrices(parts.model)[n]) for n, m in matrices(whole.model).items())
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_plan_by_wanda_needs_data_again(small: nn.Module) -> None:
     pruned = pp.sparsify(small, images(), sparsity=0.5, criterion="wanda", calibration=batches())
     assert pruned.plan.sparsity["fc1.weight"] == "unstructured@0.5 wanda"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from paretoprune.sparsity import (
 SAMPLES = 512
 DAMPING = 1e-2
 """As in SparseGPT's section 3.4."""
+MEMORY = 2**31
+"""Bytes of moments that are held at a time; with more of them, batches are gone through several times."""
 Array = NDArray[Any]
 
 
@@ -47,10 +50,21 @@ class Layer:
     contraction: Contraction | None = None
     constant: str | None = None
     gram: Gram | None = None
-    matrix: Array = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
 
-    def __post_init__(self) -> None:
-        self.matrix = matrix_of(self.weight.detach().double().cpu().numpy())
+    @cached_property
+    def matrix(self) -> Array:
+        found: Array = matrix_of(self.weight.detach().double().cpu().numpy())
+        return found
+
+    def forget(self) -> None:
+        """What is large, and can be made again."""
+        self.__dict__.pop("matrix", None)
+        self.gram = None
+
+    @property
+    def looks(self) -> bool:
+        """Does it ask for moments of its inputs?"""
+        return self.zeros.criterion != "magnitude" or self.zeros.removed == "mean"
 
     @property
     def pattern(self) -> Pattern:
@@ -98,24 +112,45 @@ def zeros_in(
 
     `together`: blocks of all layers share one budget. Raises UsageError where batches are needed and missing.
     """
-    layers = _layers(program, weights, wanted)
-    notes = _look(program, layers, batches)
-    fixed = _shared_masks(layers) if together else {}
+    layers, notes = _layers(program, weights, wanted), []
     state = program.module.state_dict(keep_vars=True)
     found = Found({}, {}, {}, ())
-    for layer in layers:
-        mask, matrix = _chosen(layer, fixed.get(layer.name))
-        if layer.zeros.removed == "clip":
-            matrix = _clipped(layer, mask)
-        else:
-            found.masks[layer.name] = _as_weight(mask, layer.weight)
-        if layer.zeros.removed == "mean":
-            notes += _fold(layer, matrix, state, found)
-        values = _as_weight(matrix, layer.weight).to(layer.weight)
-        same = _as_weight(matrix == layer.matrix, layer.weight).to(layer.weight.device)
-        found.tensors[layer.name] = torch.where(same, layer.weight.detach(), values)
-        found.zeros[layer.name] = _told(layer, mask, together)
+    for group in [layers] if together else _groups(layers):
+        notes += _look(program, group, batches)
+        fixed = _shared_masks(group) if together else {}
+        for layer in group:
+            notes += _put(layer, fixed.get(layer.name), together, state, found)
+            layer.forget()
     return Found(found.tensors, found.masks, found.zeros, (*notes, *_summary(found.masks)))
+
+
+def _put(layer: Layer, fixed: Array | None, together: bool, state: Mapping[str, Tensor], found: Found) -> list[str]:
+    mask, matrix = _chosen(layer, fixed)
+    notes: list[str] = []
+    if layer.zeros.removed == "clip":
+        matrix = _clipped(layer, mask)
+    else:
+        found.masks[layer.name] = _as_weight(mask, layer.weight)
+    if layer.zeros.removed == "mean":
+        notes = _fold(layer, matrix, state, found)
+    values = _as_weight(matrix, layer.weight).to(layer.weight)
+    same = _as_weight(matrix == layer.matrix, layer.weight).to(layer.weight.device)
+    found.tensors[layer.name] = torch.where(same, layer.weight.detach(), values)
+    found.zeros[layer.name] = _told(layer, mask, together)
+    return notes
+
+
+def _groups(layers: list[Layer]) -> list[list[Layer]]:
+    """In order, so that the moments of each group fit into MEMORY."""
+    groups: list[list[Layer]] = [[]]
+    held = 0
+    for layer in layers:
+        size = 8 * layer.weight[0].numel() ** 2 if layer.looks else 0
+        if groups[-1] and held + size > MEMORY:
+            groups, held = [*groups, []], 0
+        groups[-1].append(layer)
+        held += size
+    return groups
 
 
 def _layers(program: Program, weights: Mapping[str, Tensor], wanted: Mapping[str, Zeros]) -> list[Layer]:
@@ -125,14 +160,14 @@ def _layers(program: Program, weights: Mapping[str, Tensor], wanted: Mapping[str
     for name, zeros in wanted.items():
         layer = Layer(name, weights[name], zeros, contractions.get(name))
         if layer.contraction is not None:
-            layer.constant = constant_of(layer.contraction, program, len(layer.matrix), state)
+            layer.constant = constant_of(layer.contraction, program, len(layer.weight), state)
         layers.append(layer)
     return layers
 
 
 def _look(program: Program, layers: list[Layer], batches: Iterable[Any] | None) -> list[str]:
     """Take the moments of what enters, for layers that need them; sentences on those that have none."""
-    asking = [n for n in layers if n.zeros.criterion != "magnitude" or n.zeros.removed == "mean"]
+    asking = [n for n in layers if n.looks]
     if not asking:
         return []
     if batches is None:
