@@ -98,12 +98,11 @@ def rows_of(packed: Packed, panel_bytes: Callable[[Any], int]) -> Weights:
 def _parts(packed: Packed, panel_bytes: int, columns: float) -> int:
     """How many groups of channels a row block of so many columns is worked off in.
 
-    One group's inputs should stay in the nearest cache, but each costs as much as some columns to begin. Columns of
-    four outputs use an input often enough without (docs/decisions/0024).
+    One group's inputs should stay in the nearest cache, but each costs as much as some columns to begin, and columns of
+    four outputs use an input oftener (measured: docs/decisions/0024).
     """
-    if packed.block.rows % 4 == 0:
-        return 1
-    return max(1, min(-(-packed.matrix_shape[1] * panel_bytes // NEAR_BYTES), int(columns // 25), packed.shape[1]))
+    fewest = 100 if packed.block.rows % 4 == 0 else 25
+    return max(1, min(-(-packed.matrix_shape[1] * panel_bytes // NEAR_BYTES), int(columns // fewest), packed.shape[1]))
 
 
 def int8_of(packed: Packed, scale: float, zero: int, pairs: bool) -> Weights:

@@ -38,24 +38,28 @@ struct View {
         typedef typename Lanes<WIDE>::Vec Vec;
         const int64_t gap = phase_wide - out_wide;
         const float *x[T];
-        decltype(Vec{} < Vec{}) before[T];  // lanes before the end of a line
-        bool split[T];
+        decltype(Vec{} < Vec{}) one[T], two[T];  // lanes of the first line, of the first two
+        int64_t breaks[T];
         for (int t = 0; t < T; t++) {
-            const int64_t q = start(first + t), left = out_wide - q % out_wide;
-            x[t] = from + at(q), split[t] = left < WIDE;
-            for (int i = 0; i < WIDE; i++) before[t][i] = i < left ? -1 : 0;
+            const int64_t q = start(first + t), column = q % out_wide;
+            x[t] = from + at(q), breaks[t] = (column + WIDE - 1) / out_wide;
+            for (int i = 0; i < WIDE; i++)
+                one[t][i] = column + i < out_wide ? -1 : 0, two[t][i] = column + i < 2 * out_wide ? -1 : 0;
         }
         for (int64_t k = 0; k < inputs; k++, in += T * WIDE)
 #pragma GCC unroll 16
             for (int t = 0; t < T; t++) {
                 const float *at = x[t] + table[k];
                 Vec v = load<WIDE>(at);
-                if (split[t]) v = before[t] ? v : load<WIDE>(at + gap);
+                if (breaks[t] > 0) {
+                    v = one[t] ? v : load<WIDE>(at + gap);
+                    if (breaks[t] > 1) v = two[t] ? v : load<WIDE>(at + 2 * gap);
+                }
                 store<WIDE>(in + t * WIDE, v);
             }
     }
 
-    // Images of short lines, of which a vector may hold more than two, and fewer pixels than a vector has.
+    // Lines so short that a vector may hold more than three, and fewer pixels than a vector has.
     void gather_any(const float *from, const int32_t *table, int64_t inputs, int64_t first, int count, float *in) const {
         int64_t pixel[12 * WIDE];
         for (int i = 0; i < count * WIDE; i++) pixel[i] = at(std::min(start(first + i / WIDE) + i % WIDE, pixels - 1));
@@ -65,7 +69,7 @@ struct View {
 
     template <int T = 12>
     void gather(const float *from, const int32_t *table, int64_t inputs, int64_t first, int count, float *in) const {
-        if (out_wide < WIDE) return gather_any(from, table, inputs, first, count, in);
+        if (2 * out_wide < WIDE || pixels < WIDE) return gather_any(from, table, inputs, first, count, in);
         if (count == T) return gather<T>(from, table, inputs, first, in);
         if constexpr (T > 1) gather<T - 1>(from, table, inputs, first, count, in);
     }
