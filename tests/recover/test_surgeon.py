@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -51,6 +51,7 @@ def fixed(mask: Tensor) -> object:
     return lambda start, scores: mask[:, start : start + scores.shape[1]]
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(2, 12), st.integers(0, 99))
 def test_zeros_are_where_they_were_chosen_and_least_squares_is_best(outputs: int, inputs: int, seed: int) -> None:
     weight, moment = problem(outputs, inputs, seed)

@@ -53,6 +53,16 @@ class Lion(torch.optim.Optimizer):
             mean.mul_(0.99).add_(p.grad, alpha=0.01)
 
 
+class Noisy(torch.optim.SGD):
+    """Langevin dynamics: what it adds has nothing to do with the gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            p.add_(torch.randn_like(p), alpha=0.01)
+
+
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, foreach=True),
@@ -61,6 +71,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "fused": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True, fused=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
     "lion": lambda p: Lion(p, lr=0.01),
+    "langevin": lambda p: Noisy(p, lr=0.1),
     "lbfgs": lambda p: torch.optim.LBFGS(p, max_iter=3),
 }
 
@@ -156,6 +167,17 @@ def test_zeros_come_in_along_the_schedule() -> None:
     assert shares[-1] == pytest.approx(0.8, abs=1 / 96)
 
 
+def test_what_is_zero_stays_so_whatever_is_chosen() -> None:
+    module = net(sparse=False)
+    hook = Gradual(module, NAMES, lambda name, weight, way: torch.rand_like(weight) > 0.1, every=1)
+    counts = []
+    train(
+        module, loss, BATCHES, steps=8, hooks=(hook,), on_step=lambda *_: counts.append(int(hook.masks[NAMES[0]].sum()))
+    )
+    assert counts[0] > counts[3] > counts[5]
+    assert counts[5] == counts[7]
+
+
 class Rows:
     """Units for RigL: the rows of a weight, or every weight by itself."""
 
@@ -178,7 +200,7 @@ class Watched(RigL):
         before, dense = self.masks["0.weight"].clone(), self._dense.get("0.weight")
         super().after_step(step, steps)
         if dense is not None:
-            momentum = self._optimizers[0].state[self.parameters["0.weight"]]["momentum_buffer"]
+            momentum = next(iter(self._optimizers)).state[self.parameters["0.weight"]]["momentum_buffer"]
             self.changes.append((before, self.masks["0.weight"].clone(), dense.abs(), momentum.clone()))
 
 
@@ -203,6 +225,23 @@ def test_rigl_keeps_the_count_and_grows_where_the_gradient_is_large(rows: bool) 
         if bool(grown.any()):
             assert float(score[grown].min()) >= float(score[~after & ~before].max())
     assert bool((module[0].weight[~hook.masks["0.weight"]] == 0).all())
+
+
+def test_what_comes_back_at_once_starts_anew_too() -> None:
+    module = net()
+    optimizer = OPTIMIZERS["adam"](list(module.parameters()))
+    hook = RigL(module, {"0.weight": Rows((16, 6), False)}, fraction=1.0, every=1, until=1.0)
+    hook.attach(optimizer)
+    weight, mask = module[0].weight, hook.masks["0.weight"].clone()
+    hook.penalty(0, 1000)
+    functional.cross_entropy(module(BATCHES[0][0]), BATCHES[0][1]).backward()
+    optimizer.step()
+    hook._dense["0.weight"] = mask.float()  # those that stand are asked for most
+    assert bool(optimizer.state[weight]["exp_avg"].any())
+    hook.after_step(0, 1000)
+    assert torch.equal(hook.masks["0.weight"], mask)
+    assert int((weight[mask] == 0).sum()) >= int(mask.sum()) - 1
+    assert int((optimizer.state[weight]["exp_avg"] != 0).sum()) <= 1
 
 
 class Stopped(Exception):

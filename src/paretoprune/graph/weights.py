@@ -22,8 +22,11 @@ class LayerWeights:
     left: dict[str, str]
 
 
-def layer_weights(module: fx.GraphModule) -> LayerWeights:
-    """In the order in which the graph reads them. A weight that anything else reads, too, is left."""
+def layer_weights(module: fx.GraphModule, captured: nn.Module | None = None) -> LayerWeights:
+    """In the order in which the graph reads them. A weight that anything else reads, too, is left.
+
+    `captured`: the network that the graph is of, whose tensors may overlap in memory; the graph's do not.
+    """
     names: dict[int, str] = {}
     readers: dict[int, list[tuple[fx.Node, fx.Node]]] = {}
     tensors = tensors_of(module)
@@ -34,7 +37,7 @@ def layer_weights(module: fx.GraphModule) -> LayerWeights:
             readers.setdefault(id(tensor), []).extend((node, user) for user in node.users)
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), name)
-    shared = shared_storage(module)
+    shared = {} if captured is None else shared_storage(captured)
     found = LayerWeights({}, {})
     for key, name in names.items():
         weight = tensors[name]

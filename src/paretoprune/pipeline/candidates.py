@@ -178,8 +178,7 @@ def better(study: Study, trained: Pruned, start: Pruned, how: str) -> tuple[Prun
 
 def _distil_if_better(study: Study, start: Pruned, steps: int) -> tuple[Pruned, str]:
     trained = with_values(start, {})
-    hooks = zero_hooks(start, trained.program.module, "held")
-    with study.timed("distil"):
+    with zero_hooks(start, trained.program.module) as hooks, study.timed("distil"):
         _distil(study, trained.program.module, start.plan, steps, hooks)
     return better(study, trained, start, f"{steps} steps of distillation")
 
@@ -202,8 +201,6 @@ def _distil(study: Study, student: Any, plan: Plan, steps: int, hooks: Sequence[
             hidden=None if hidden is None else replace(hidden, weight=HIDDEN_WEIGHT),
             hooks=hooks,
         )
-    for hook in hooks:
-        hook.close()
 
 
 def steps_within(study: Study, count: int, started: float) -> int:

@@ -85,7 +85,7 @@ def sparsify(
     network = model.model if isinstance(model, Pruned) else model
     traced = graphs.trace(network, example, dims)
     batches = None if calibration is None else fitted("calibration", calibration, traced.example, dynamic=dims)
-    layers = graphs.layer_weights(traced.program.module)
+    layers = graphs.layer_weights(traced.program.module, network)
     wanted = _wanted(layers, table, ignore)
     start = model if isinstance(model, Pruned) else carry_out(network, traced, Plan({}, traced.fingerprint), None)
     left = _left(layers, wanted, ignore)

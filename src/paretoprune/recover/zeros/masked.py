@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Masked:
             if stays.shape != parameter.shape:
                 raise UsageError(f"'{name}' has shape {tuple(parameter.shape)}, its mask {tuple(stays.shape)}")
             self.parameters[name], self.masks[name] = parameter, stays.to(parameter.device)
-        self._optimizers: list[Optimizer] = []
+        self._optimizers: WeakSet[Optimizer] = WeakSet()
         self._handles: list[Any] = [
             p.register_post_accumulate_grad_hook(self._gradient_of(n))  # type: ignore[no-untyped-call]
             for n, p in self.parameters.items()
@@ -71,19 +72,14 @@ class Masked:
             for optimizer in self._optimizers:
                 _forget(optimizer, parameter, gone)
 
-    @torch.no_grad()
     def put(self, masks: Mapping[str, Tensor]) -> None:
-        """Other masks; what optimizers remember of weights that are new is forgotten."""
-        for name, mask in masks.items():
-            old, parameter = self.gone(name), self.parameters[name]
-            self.masks[name] = mask.to(parameter.device)
-            for optimizer in self._optimizers:
-                _forget(optimizer, parameter, old)
+        """Other masks; weights that are new start at zero, and no optimizer remembers anything of them."""
+        self.masks |= {name: mask.to(self.parameters[name].device) for name, mask in masks.items()}
         self.hold()
 
     def attach(self, optimizer: Optimizer) -> None:
         """After each of its steps the zeros are put back; what it remembers already is put right now."""
-        self._optimizers.append(optimizer)
+        self._optimizers.add(optimizer)
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self.hold()))
         self.hold()
 
@@ -91,7 +87,8 @@ class Masked:
         """Leave network and optimizers alone from now on."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._optimizers = [], []
+        self._handles.clear()
+        self._optimizers.clear()
 
     def __enter__(self) -> Masked:
         return self
@@ -110,8 +107,7 @@ class Masked:
         return dict(self.masks)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.masks = {n: mask.to(self.parameters[n].device) for n, mask in state.items()}
-        self.hold()
+        self.put(state)
 
 
 def _forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
