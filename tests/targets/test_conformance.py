@@ -12,6 +12,7 @@ from paretoprune.core.protocols import Target
 from paretoprune.pipeline.targets import Packing, find_target
 from paretoprune.sparsity.kernels import available
 from paretoprune.targets import OnnxRuntime
+from paretoprune.targets.openvino_sparse import OpenVinoSparse
 from paretoprune.targets.sparse_cpu import SparseCpu
 from paretoprune.testing import TargetCase
 
@@ -69,6 +70,14 @@ class TestSparseCpu(Named):
         weight = network[6].weight
         weight.data *= (torch.arange(weight.shape[1]) % 3 == 0)[None]
         return network
+
+
+@pytest.mark.slow
+class TestOpenVinoSparse(TestSparseCpu):
+    def target(self) -> Target:
+        pytest.importorskip("openvino")
+        super().target()
+        return OpenVinoSparse(1, Packing(), keep="all")
 
 
 class TestCuda(Named):

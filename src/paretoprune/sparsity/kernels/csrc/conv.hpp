@@ -74,7 +74,10 @@ struct View {
         if constexpr (T > 1) gather<T - 1>(from, table, inputs, first, count, in);
     }
 
-    static int64_t phases(const Geometry &g) { return g.stride_high * g.stride_wide; }
+    // Of the stride x stride phases those that the kernel reads: of a 1x1 kernel one.
+    static int64_t used_high(const Geometry &g) { return std::min(g.stride_high, g.kernel_high); }
+    static int64_t used_wide(const Geometry &g) { return std::min(g.stride_wide, g.kernel_wide); }
+    static int64_t phases(const Geometry &g) { return used_high(g) * used_wide(g); }
 
     // Inputs are numbered by channel, kernel line, kernel column: those of a part stand together.
     void fill_table(const Geometry &g, int32_t *table) const {
@@ -82,7 +85,7 @@ struct View {
         for (int64_t c = 0; c < g.channels; c++)
             for (int64_t i = 0; i < g.kernel_high; i++)
                 for (int64_t j = 0; j < g.kernel_wide; j++) {
-                    const int64_t phase = (i % g.stride_high) * g.stride_wide + j % g.stride_wide;
+                    const int64_t phase = (i % g.stride_high) * used_wide(g) + j % g.stride_wide;
                     const int64_t tap = phase * plane + (i / g.stride_high) * phase_wide + j / g.stride_wide;
                     *table++ = static_cast<int32_t>(c * phases(g) * plane + tap);
                 }
@@ -94,17 +97,19 @@ struct View {
         std::memset(into + from * each, 0, sizeof(float) * (to - from) * each);
         for (int64_t c = from; c < to; c++)
             for (int64_t h = 0; h < g.high; h++) {
-                const int64_t ph = h + g.pad_top;
+                const int64_t ph = h + g.pad_top, stride = g.stride_wide;
+                if (ph % g.stride_high >= used_high(g)) continue;
                 const float *line_in = x + (c * g.high + h) * g.wide;
-                float *line_out = into + c * each + (ph % g.stride_high) * g.stride_wide * plane +
+                float *line_out = into + c * each + (ph % g.stride_high) * used_wide(g) * plane +
                                   (ph / g.stride_high) * phase_wide;
-                if (g.stride_wide == 1) {
+                if (stride == 1) {
                     std::memcpy(line_out + g.pad_left, line_in, sizeof(float) * g.wide);
                     continue;
                 }
-                for (int64_t w = 0; w < g.wide; w++) {
-                    const int64_t pw = w + g.pad_left;
-                    line_out[(pw % g.stride_wide) * plane + pw / g.stride_wide] = line_in[w];
+                for (int64_t j = 0; j < used_wide(g); j++) {
+                    const int64_t first = ((j - g.pad_left) % stride + stride) % stride;
+                    float *to = line_out + j * plane + (first + g.pad_left) / stride;
+                    for (int64_t w = first; w < g.wide; w += stride) *to++ = line_in[w];
                 }
             }
     }

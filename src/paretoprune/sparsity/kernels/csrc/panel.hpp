@@ -111,7 +111,7 @@ INLINE void multiply(const float *in, const uint16_t *index, const uint16_t *end
     for (; index < end; index++, w += height) add_column<R, T>(in + *index * STEP, w, sum);
 }
 
-// Residuals, GELU, and fewer rows than R.
+// GELU, and fewer rows than R.
 template <int R, int T>
 __attribute__((noinline)) void end_any(const Panel &p, const Sums<R, T> &sum, int64_t n, int rows) {
     for (int r = 0; r < rows; r++)
@@ -120,6 +120,26 @@ __attribute__((noinline)) void end_any(const Panel &p, const Sums<R, T> &sum, in
             auto v = sum.at[r][t];
             if (p.finish.residual) v += load<WIDE>(p.finish.residual + to);
             store<WIDE>(p.y + to, activate<WIDE>(v, p.finish.activation));
+        }
+}
+
+// The usual ends unrolled, so that the sums need not leave their registers.
+template <int R, int T, bool RESIDUAL>
+INLINE void put(const Panel &p, const Sums<R, T> &sum, int64_t n) {
+    const auto zero = Lanes<WIDE>::splat(0.0f);
+    const int64_t stride = p.stride, last = p.last;
+    const bool positive = p.finish.activation == RELU;
+    float *y = p.y + n * stride;
+    const float *other = RESIDUAL ? p.finish.residual + n * stride : y;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++, y += stride, other += stride)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; t++) {
+            const int64_t at = t + 1 < T ? t * WIDE : last;
+            auto v = sum.at[r][t];
+            if (RESIDUAL) v += load<WIDE>(other + at);
+            if (positive) v = v < zero ? zero : v;
+            store<WIDE>(y + at, v);
         }
 }
 
@@ -133,22 +153,12 @@ INLINE void end(const Panel &p, Sums<R, T> &sum, int64_t n, int64_t rows) {
             for (int t = 0; t < T; t++) store<WIDE>(between + (r * T + t) * WIDE, sum.at[r][t]);
         return;
     }
-    if (rows < R || p.finish.residual || p.finish.activation == GELU) {
+    if (rows < R || p.finish.activation == GELU) {
         const Sums<R, T> copy = sum;
         return end_any<R, T>(p, copy, n, static_cast<int>(std::min<int64_t>(R, rows)));
     }
-    const auto zero = Lanes<WIDE>::splat(0.0f);
-    const int64_t stride = p.stride, last = p.last;
-    const bool positive = p.finish.activation == RELU;
-    float *y = p.y + n * stride;
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++, y += stride)
-#pragma GCC unroll 16
-        for (int t = 0; t < T; t++) {
-            auto v = sum.at[r][t];
-            if (positive) v = v < zero ? zero : v;
-            store<WIDE>(y + (t + 1 < T ? t * WIDE : last), v);
-        }
+    if (p.finish.residual) return put<R, T, true>(p, sum, n);
+    put<R, T, false>(p, sum, n);
 }
 
 // Columns [from, to) of one row block, R outputs at a time.
