@@ -122,6 +122,13 @@ def test_masks_of_every_pattern_and_criterion(
     assert -1e-6 <= missed <= groups_of_outputs * int(own.sizes(matrix.shape).max())
 
 
+def test_groups_of_columns_miss_the_share_by_less_than_one_block_in_all() -> None:
+    layer = Layer("w", torch.randn(5, 420), Zeros("4x3", 0.35, None, "sparsegpt"))
+    layer.gram = Gram(torch.eye(420).double(), torch.zeros(420).double(), 1)
+    mask, _ = chosen(layer, None)
+    assert 0 <= 0.35 * mask.size - int((~mask).sum()) <= 12
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_global_budget_takes_what_is_lowest_anywhere(small: nn.Module) -> None:
     pruned = pp.sparsify(small, images(), sparsity=0.7, scope="global", ignore=("conv1*",))

@@ -8,14 +8,14 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from paretoprune import frameworks
 from paretoprune import graph as graphs
 from paretoprune.core.errors import ModelError, UsageError
 from paretoprune.core.plan import Plan
 from paretoprune.core.sparsity import CRITERIA, REMOVED, Zeros
-from paretoprune.graph import LayerWeights, TracedGraph
+from paretoprune.graph import LayerWeights
 from paretoprune.pipeline.handing_back import with_values
 from paretoprune.pipeline.prune import carry_out
 from paretoprune.pipeline.pruned import Pruned
@@ -92,7 +92,7 @@ def sparsify(
     if removed == LATER:
         return _with_plan(start, wanted, left)
     found = zeros_in(traced.program, layers.weights, wanted, batches, scope == "global")
-    result = with_values(start, _by_every_name(traced, found.tensors))
+    result = with_values(start, found.tensors)
     return _with_plan(result, found.zeros, [*left, *found.notes])
 
 
@@ -101,13 +101,6 @@ def _with_plan(pruned: Pruned, zeros: Mapping[str, Zeros], notes: Sequence[str])
     before = {n: text for n, text in pruned.plan.sparsity.items() if n not in texts}
     plan = replace(pruned.plan, sparsity={**texts, **before})  # the first pattern that fits counts
     return replace(pruned, plan=plan, notes=(*pruned.notes, *notes))
-
-
-def _by_every_name(traced: TracedGraph, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A tied tensor under each of its names."""
-    tensors = graphs.tensors_of(traced.program.module)
-    by_id = {id(tensors[n]): v for n, v in values.items()}
-    return {n: by_id[id(t)] for n, t in tensors.items() if id(t) in by_id}
 
 
 def _table(
