@@ -182,7 +182,7 @@ void run_panel(const Rows &w, Panel p, int64_t from, int64_t to) {
     p.first_piece = p.part == 0, p.last_piece = p.part + 1 == w.parts;
     for (int64_t block = from; block < to; block++) {
         const int64_t first = w.start[block * w.parts + p.part], count = w.start[block * w.parts + p.part + 1] - first;
-        if (R == 1 || w.height == R || w.height > MOST || count <= PIECE) {
+        if (R == 1 || w.parts > 1 || w.height == R || w.height > MOST || count <= PIECE) {
             run_columns<R, T>(w, p, block, first, first + count);
             continue;
         }
