@@ -221,9 +221,23 @@ def test_what_cannot_be_is_refused() -> None:
         pp.pack(model, x, precision="bf16")
     with pytest.raises(UsageError, match="int8 needs calibration batches"):
         pp.pack(model, x, precision="int8")
-    with pytest.raises(ModelError, match="not finite"):
-        pp.pack(model, x, precision="int8", calibration=[x * torch.inf])
+    for bad in (torch.inf, torch.nan):
+        with pytest.raises(ModelError, match="not finite"):
+            pp.pack(model, x, precision="int8", calibration=[x, x * bad])
     with torch.no_grad():
         model.head.weight[0, 0] = torch.nan  # type: ignore[union-attr, index, operator]
     with pytest.raises(ModelError, match="NaN"):
         pp.pack(model, x)
+
+
+def test_a_network_from_a_file_is_fused_alike(tmp_path: Path) -> None:
+    """Its graph knows no shapes."""
+    model, x = sparse(Net()), torch.randn(2, 3, 8, 8)
+    pruned = pp.sparsify(model, x, pattern="4x1", sparsity=0.5)
+    pp.save(pruned, tmp_path / "net")
+    graph = pp.load(tmp_path / "net").program.module
+
+    def calls(network: nn.Module) -> list[str]:
+        return [str(n.target) for n in pp.pack(network, x, keep="all").graph.nodes if n.op == "call_function"]
+
+    assert calls(graph) == calls(pruned.model)

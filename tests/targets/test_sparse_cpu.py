@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,8 @@ def test_a_file_without_a_layer_in_8_bits_is_not_called_so(tmp_path: Path) -> No
     model, example = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).eval(), Example.of(torch.randn(2, 8))
 
     class Never(Packing):
-        def pack(self, *given: Any) -> Any:
-            return super().pack(*given[:5], lambda case: lambda: None, *given[6:])
+        def pack(self, module: Any, example: Any, how: Any) -> Any:
+            return super().pack(module, example, replace(how, rival=lambda case: lambda: None))
 
     with pytest.raises(TargetError, match="8 bits gain nothing for this network on target 'sparse-cpu' here"):
         SparseCpu(1, Never()).export(model, example, tmp_path / "x.onnx", "int8", [Example.of(torch.randn(40, 8))])

@@ -16,11 +16,12 @@ from paretoprune import graph as graphs
 from paretoprune.core.data import split_batch
 from paretoprune.core.errors import ModelError, SurgeryError, UsageError
 from paretoprune.core.graph import Example
-from paretoprune.pipeline.packed_race import Array, Choice, Keep, Rival, fastest, torch_layer
+from paretoprune.pipeline.packed_race import Array, Choice, Rival, fastest, torch_layer
 from paretoprune.sparsity import save_packed
 from paretoprune.sparsity.kernels import Grid, choose
-from paretoprune.sparsity.lowering import Site, lower, sites_of, watched
+from paretoprune.sparsity.lowering import Site, lower, note_shapes, sites_of, watched
 from paretoprune.sparsity.parts import Weight
+from paretoprune.targets.sparse_cpu import HowToPack, Keep
 
 SNR_DB = 20.0
 TOLERANCE = 1e-4
@@ -61,11 +62,13 @@ def pack(
     rival: Rival | None = None,
     threads: int | None = None,
     sample: Any = None,
+    margin: float = 1.0,
 ) -> PackedNetwork:
     """The network with packed kernels for its linear layers and 2-d convolutions, fused with what follows them.
 
     Batch norms are folded first. Each layer is raced against its dense self on what `sample` (the example) gives it, on
-    as many `threads` as torch uses: the slower one goes, and `choices` says so; `keep="all"` packs what can be packed.
+    as many `threads` as torch uses: it stays dense where that is more than `margin` times as fast, and `choices` says
+    so; `keep="all"` packs what can be packed.
     `precision="int8"` needs `calibration` (batches) for the ranges of what layers are given; weights may then have 8
     bits, one scale for an output, where that is faster than 32. `rival`: another dense runtime to race against. The
     result is compared with the model on the example. The model is not changed.
@@ -79,56 +82,67 @@ def pack(
         raise UsageError(f'precision={precision!r}: the packed kernels compute in "fp32" or "int8"')
     if precision == "int8" and calibration is None:
         raise UsageError("int8 needs calibration batches to learn the ranges; give calibration=")
-    choose()
-    threads = threads or torch.get_num_threads()
     given = Example.of(example)
-    captured, inputs = graphs.captured(model, given)
+    size = given if sample is None else Example.of(sample)
+    how = HowToPack(
+        size, rival or torch_layer, threads or torch.get_num_threads(), precision, calibration, keep, margin
+    )
+    return packed_as(model, given, how)
+
+
+def packed_as(model: nn.Module, example: Example, how: HowToPack) -> PackedNetwork:
+    """See `pack`."""
+    choose()
+    captured, inputs = graphs.captured(model, example)
     module = graphs.fold_norms(captured)
     module.eval()
     module.requires_grad_(False)
     sites, left = sites_of(module)
-    seen = _inputs(module, sites, inputs if sample is None else Example.of(sample))
-    grids = _grids(module, sites, calibration or ()) if precision == "int8" else {}
-    against = rival or torch_layer
-    found = {s: fastest(s, seen.get(s), grids.get(s), keep, against, threads) for s in sites}
+    seen = _inputs(module, sites, how.sample)
+    note_shapes(module, sites, lambda: module(*inputs.args, **inputs.kwargs))
+    grids = _grids(module, sites, how.calibration or ()) if how.precision == "int8" else {}
+    found = {s: fastest(s, seen.get(s), grids.get(s), how) for s in sites}
     forms = {site: option for site, (_, option) in found.items() if option is not None}
     lower(module, {site: (option.weight, option.grid) for site, option in forms.items()})
     results = [choice for choice, _ in found.values()]
     skipped = [Choice(name, "", 0.0, why) for name, why in left.items()]
     weights = {site.weight: option.weight for site, option in forms.items()}
     packed = PackedNetwork(module, [*results, *skipped], weights).eval()
-    _check(captured, packed, inputs, precision)
+    _check(captured, packed, inputs, how.precision)
     return packed
 
 
 def _inputs(module: fx.GraphModule, sites: Sequence[Site], example: Example) -> dict[Site, Array]:
     """What each layer is given on the example, the first time that it runs."""
-    seen: dict[Site, Array] = {}
+    seen: dict[fx.Node, Array] = {}
 
-    def see(site: Site, x: Tensor) -> None:
-        if x.dtype == torch.float32:
-            seen.setdefault(site, np.ascontiguousarray(x.detach().cpu().numpy()))
+    def see(node: fx.Node, x: Any) -> None:
+        if isinstance(x, Tensor) and x.dtype == torch.float32:
+            seen.setdefault(node, np.ascontiguousarray(x.detach().cpu().numpy()))
 
-    with watched(module, sites, see):
+    with watched(module, see, (site.x for site in sites)):
         module(*example.args, **example.kwargs)
-    return seen
+    return {site: seen[site.x] for site in sites if site.x in seen}
 
 
 def _grids(module: fx.GraphModule, sites: Sequence[Site], batches: Iterable[Any]) -> dict[Site, Grid]:
     """From smallest to largest value of all batches, zero included."""
-    low, high = dict.fromkeys(sites, 0.0), dict.fromkeys(sites, 0.0)
+    low, high = dict.fromkeys((site.x for site in sites), 0.0), dict.fromkeys((site.x for site in sites), 0.0)
 
-    def see(site: Site, x: Tensor) -> None:
-        low[site], high[site] = min(low[site], float(x.min())), max(high[site], float(x.max()))
+    def see(node: fx.Node, x: Any) -> None:
+        if isinstance(x, Tensor) and x.numel():
+            least, most = x.aminmax()
+            low[node], high[node] = np.minimum(low[node], float(least)), np.maximum(high[node], float(most))  # keep NaN
 
-    with watched(module, sites, see):
+    with watched(module, see, low):
         for batch in batches:
             inputs = batch if isinstance(batch, Example) else split_batch(batch)[0]
             module(*inputs.args, **inputs.kwargs)
     if any(not math.isfinite(v) for v in (*low.values(), *high.values())):
         raise ModelError("a layer is given values that are not finite on the calibration batches")
-    scales = {site: (high[site] - low[site]) / 255 or 1.0 for site in sites}
-    return {site: Grid(scale, int(np.clip(round(-low[site] / scale), 0, 255))) for site, scale in scales.items()}
+    scales = {node: (high[node] - low[node]) / 255 or 1.0 for node in low}
+    grids = {node: Grid(scale, int(np.clip(round(-low[node] / scale), 0, 255))) for node, scale in scales.items()}
+    return {site: grids[site.x] for site in sites}
 
 
 def _check(before: nn.Module, after: nn.Module, example: Example, precision: str) -> None:

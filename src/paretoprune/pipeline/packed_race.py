@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from paretoprune.sparsity.lowering import Site
 from paretoprune.sparsity.operators import window_of
 from paretoprune.sparsity.parts import Weight
 from paretoprune.sparsity.storing import sparsity_of, stored, stored_int8
+from paretoprune.targets.sparse_cpu import HowToPack
 
 Array = NDArray[np.float32]
-Keep = Literal["measured", "all"]
 MIN_SPARSITY = 0.05
 """A weight with fewer zeros is left dense without a race."""
 RACES = 7
@@ -90,26 +90,32 @@ def _options(site: Site, grid: Grid | None, threads: int) -> list[Option]:
     return found
 
 
-def fastest(
-    site: Site, x: Array | None, grid: Grid | None, keep: Keep, rival: Rival, threads: int
-) -> tuple[Choice, Option | None]:
+def fastest(site: Site, x: Array | None, grid: Grid | None, how: HowToPack) -> tuple[Choice, Option | None]:
     """The fastest form, dense or packed; with `keep` "all" the first packed one."""
     if x is None:
         return Choice(site.weight, "", 0.0, "it is not reached, or not given float32"), None
-    options = _options(site, grid, threads)
-    if keep == "measured" and not any(o.pays for o in options):
+    options = _options(site, grid, how.threads)
+    if how.keep == "measured" and not any(o.pays for o in options):
         zeros = float((site.value == 0).mean())
         why = f"{zeros:.0%} of its weights are zeros, in no blocks that can be left out"
         return Choice(site.weight, options[0].pattern, sparsity_of(options[0].weight), why), None
-    best, dense, least = options[0], None, None
-    if keep == "measured":
-        options = [o for o in options if o.pays]
-        calls: list[Callable[[], Any]] = [rival(Case(site, x)), *(partial(o.layer, x) for o in options)]
-        dense, *others = race(calls, threads)
-        best, least = min(zip(options, others, strict=True), key=lambda pair: pair[1])
-    lost = least is not None and dense is not None and least >= dense
+    if how.keep == "all":
+        return Choice(site.weight, options[0].pattern, sparsity_of(options[0].weight)), options[0]
+    best, dense, least = _timed(site, x, [o for o in options if o.pays], how)
     choice = Choice(site.weight, best.pattern, sparsity_of(best.weight), "", dense, least)
+    lost = least >= how.margin * dense
     return (replace(choice, why="the dense layer is as fast"), None) if lost else (choice, best)
+
+
+def _timed(site: Site, x: Array, options: Sequence[Option], how: HowToPack) -> tuple[Option, float, float]:
+    """(the fastest option, milliseconds of the dense layer and of it)"""
+    known = next((c for c in how.known if c.weight == site.weight and c.dense_ms is not None), None)
+    if known is not None:
+        return next(o for o in options if o.pattern == known.pattern), known.dense_ms, known.packed_ms
+    calls: list[Callable[[], Any]] = [how.rival(Case(site, x)), *(partial(o.layer, x) for o in options)]
+    dense, *others = race(calls, how.threads)
+    best, least = min(zip(options, others, strict=True), key=lambda pair: pair[1])
+    return best, dense, least
 
 
 def race(calls: Sequence[Callable[[], Any]], threads: int = 1) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from paretoprune.sparsity import kernels, mask_of, matrix_of, pattern_of, weight
 from paretoprune.sparsity.kernels.making import kernel_of
 from paretoprune.sparsity.parts import SIGNS, weight_of_parts
 from paretoprune.sparsity.storing import stored, stored_int8
-from paretoprune.targets.sparse_cpu import Keep, Kernel, LayerParts
+from paretoprune.targets.sparse_cpu import HowToPack, Kernel, LayerParts
 
 
 class GraphFiles:
@@ -73,28 +73,10 @@ class Packing:
             found.append(kernel_of(packed, None, window, grid, threads))
         return found  # type: ignore[return-value]
 
-    def pack(
-        self,
-        module: nn.Module,
-        example: Example,
-        sample: Example,
-        precision: str,
-        calibration: Iterable[Any] | None,
-        rival: Callable[[Any], Callable[[], Any]],
-        threads: int,
-        keep: Keep,
-    ) -> nn.Module:
-        from paretoprune.pipeline.packed import pack
+    def pack(self, module: nn.Module, example: Example, how: HowToPack) -> nn.Module:
+        from paretoprune.pipeline.packed import packed_as
 
-        return pack(
-            *(module, example),
-            sample=sample,
-            precision=precision,
-            calibration=calibration,
-            rival=rival,
-            threads=threads,
-            keep=keep,
-        )
+        return packed_as(module, example, how)
 
     def openvino_model(self, data: bytes, name: str, threads: int) -> Any:
         from paretoprune.sparsity.openvino_ops import read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from paretoprune.sparsity.parts import SIGNS, Weight, parts_of
 
 Array = NDArray[np.float32]
 _ACTIVATIONS = {"aten.relu.default": "relu", "aten.gelu.default": "gelu"}
-PARTS = ("value", "at", "scale")
+SEEN = "paretoprune: type and shape in a run"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +37,15 @@ class Site:
         return self.value.ndim == 4
 
     @property
+    def x(self) -> fx.Node:
+        """What it is given."""
+        x: Any = self.node.args[0]
+        return x  # type: ignore[no-any-return]
+
+    @property
     def rank(self) -> int:
-        """Dimensions of what it gives, and is given."""
-        return int(self.node.meta["val"].ndim)
+        """Dimensions of what it is given."""
+        return len(_shape(self.node)[1])
 
 
 def sites_of(module: fx.GraphModule) -> tuple[list[Site], dict[str, str]]:
@@ -83,31 +89,51 @@ def _site(module: fx.GraphModule, node: fx.Node) -> Site | str:
 
 
 @contextmanager
-def watched(module: fx.GraphModule, sites: Sequence[Site], see: Callable[[Site, Tensor], None]) -> Iterator[None]:
-    """Inside the block, every run of the graph calls `see` with what each site is given."""
-    nodes = []
-    for number, site in enumerate(sites):
-        module.add_submodule(f"watch_{number}", _Watch(site, see))
-        with module.graph.inserting_before(site.node):
-            nodes.append(module.graph.call_module(f"watch_{number}", (site.node.args[0],)))
+def watched(module: fx.GraphModule, see: Callable[[fx.Node, Any], None], nodes: Iterable[fx.Node]) -> Iterator[None]:
+    """Inside the block, every run of the graph calls `see` with what each node gives."""
+    watches = []
+    for number, node in enumerate(dict.fromkeys(nodes)):
+        module.add_submodule(f"watch_{number}", _Watch(node, see))
+        with module.graph.inserting_before(_behind(node)):
+            watches.append(module.graph.call_module(f"watch_{number}", (node,)))
     module.recompile()
     try:
         with torch.no_grad():
             yield
     finally:
-        for node in nodes:
-            module.graph.erase_node(node)
-            module.delete_submodule(str(node.target))
+        for watch in watches:
+            module.graph.erase_node(watch)
+            module.delete_submodule(str(watch.target))
         module.recompile()
 
 
 class _Watch(nn.Module):
-    def __init__(self, site: Site, see: Callable[[Site, Tensor], None]) -> None:
+    def __init__(self, node: fx.Node, see: Callable[[fx.Node, Any], None]) -> None:
         super().__init__()
-        self.site, self.see = site, see
+        self.node, self.see = node, see
 
-    def forward(self, x: Tensor) -> None:
-        self.see(self.site, x)
+    def forward(self, value: Any) -> None:
+        self.see(self.node, value)
+
+
+def _behind(node: fx.Node) -> fx.Node:
+    """The next node, but behind all placeholders."""
+    node = node.next
+    while node.op == "placeholder":
+        node = node.next
+    return node
+
+
+def note_shapes(module: fx.GraphModule, sites: Sequence[Site], run: Callable[[], Any]) -> None:
+    """A graph that was read from a file knows no shapes: note those of a run, of what may be fused."""
+
+    def see(node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor):
+            node.meta[SEEN] = (value.dtype, tuple(value.shape))
+
+    nodes = [n for site in sites for n in (site.x, site.node, *_added(module, site.node))]
+    with watched(module, see, nodes):
+        run()
 
 
 def lower(module: fx.GraphModule, chosen: Mapping[Site, tuple[Weight, tuple[float, ...]]]) -> None:
@@ -139,15 +165,23 @@ def _replace(module: fx.GraphModule, site: Site, weight: Weight, grid: tuple[flo
 def _end(module: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node | None, str]:
     """(the last operator that the kernel does too, what is added before the activation, the activation)."""
     last, residual = _through_dropout(module, node), None
+    for other in _added(module, node):
+        if _alike(node, other):
+            last, residual = next(iter(last.users)), other
     user = _only_user(last)
-    if user is not None and str(user.target) == "aten.add.Tensor" and not user.kwargs and len(user.args) == 2:
-        other: Any = user.args[1] if user.args[0] is last else user.args[0]
-        if isinstance(other, fx.Node) and other is not last and _alike(node, other):
-            last, residual = user, other
-            user = _only_user(last)
     if user is not None and str(user.target) in _ACTIVATIONS and len(user.args) == 1 and not _tanh(user):
         return user, residual, _ACTIVATIONS[str(user.target)]
     return last, residual, "none"
+
+
+def _added(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """What alone is added to the layer's result, if anything is."""
+    last = _through_dropout(module, node)
+    user = _only_user(last)
+    if user is None or str(user.target) != "aten.add.Tensor" or user.kwargs or len(user.args) != 2:
+        return []
+    other: Any = user.args[1] if user.args[0] is last else user.args[0]
+    return [other] if isinstance(other, fx.Node) and other is not last else []
 
 
 def _tanh(node: fx.Node) -> bool:
@@ -165,11 +199,22 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _alike(a: fx.Node, b: fx.Node) -> bool:
-    """Of one shape and type for certain, so that nothing is broadcast."""
-    x, y = a.meta.get("val"), b.meta.get("val")
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or x.dtype != y.dtype or x.ndim != y.ndim:
-        return False
-    return all(str(m) == str(n) for m, n in zip(x.shape, y.shape, strict=True))
+    """Of one shape and type, so that nothing is broadcast; the kernel asks again."""
+    (one, x), (other, y) = _shape(a), _shape(b)
+    return (
+        one is not None
+        and one == other
+        and len(x) == len(y)
+        and all(str(m) == str(n) for m, n in zip(x, y, strict=True))
+    )
+
+
+def _shape(node: fx.Node) -> tuple[torch.dtype | None, tuple[Any, ...]]:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return value.dtype, tuple(value.shape)
+    seen: tuple[torch.dtype | None, tuple[Any, ...]] = node.meta.get(SEEN, (None, ()))
+    return seen
 
 
 def _constant(module: fx.GraphModule, name: str, value: NDArray[Any]) -> fx.Node:

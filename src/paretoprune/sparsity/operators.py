@@ -1,8 +1,8 @@
 """The kernels as operators of PyTorch, `torch.ops.paretoprune.sparse_linear` and `sparse_conv`.
 
 They take the parts of a packed weight (`sparsity.parts`) as tensors and words, so that a graph that calls them can be
-exported and compiled. `rank`: dimensions of x, which an exporter may not know. Inference only. What the kernels need is laid out at the first call with a weight, and kept for
-as long as the weight lives.
+exported and compiled. `rank`: dimensions of x, which an exporter may not know. Inference only. What the kernels need is
+laid out at the first call with a weight, and kept for as long as the weight lives.
 """
 
 from __future__ import annotations

@@ -5,18 +5,17 @@ The files are those of target `sparse-cpu` in fp32; which layers are packed is m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paretoprune.core.graph import Example
 from paretoprune.core.layers import LayerSpec
 from paretoprune.targets.fingerprint import version_of
 from paretoprune.targets.openvino import OpenVinoRunner, library
 from paretoprune.targets.sparse_cpu import Keep, Packing, SparseCpu
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 class OpenVinoPacking(Packing, Protocol):
@@ -48,15 +47,10 @@ class OpenVinoSparse(SparseCpu):
     def describe(self) -> Mapping[str, str]:
         return {**super().describe(), "dense layers": "OpenVINO"}
 
-    def _pack(self, module: nn.Module, example: Example, precision: str, batches: Sequence[Any] | None) -> nn.Module:
-        from paretoprune.targets.sparse_export import dense_layer, one_sample
+    def _rival(self, case: Any) -> Callable[[], Any]:
+        from paretoprune.targets.sparse_export import dense_layer
 
-        def rival(case: Any) -> Callable[[], Any]:
-            return dense_layer(case, self.threads, self._dense)
-
-        return self._packing.pack(
-            module, example, one_sample(example), precision, batches, rival, self.threads, self._keep
-        )
+        return dense_layer(case, self.threads, self._dense)
 
     def layer(self, spec: LayerSpec, copies: int, precision: str) -> Callable[[], Any]:
         if spec.zeros:

@@ -52,6 +52,22 @@ class LayerParts:
     bias: Array | None
 
 
+@dataclass(frozen=True)
+class HowToPack:
+    """`sample`: inputs of the size that is measured. `rival`: a call that runs a layer (pipeline.packed_race.Case)
+    densely; a layer is left dense where that is more than `margin` times as fast. `known`: choices of an earlier
+    packing, whose times are taken over. With `keep` "all" nothing is timed."""
+
+    sample: Example
+    rival: Callable[[Any], Callable[[], Any]]
+    threads: int = 1
+    precision: str = "fp32"
+    calibration: Iterable[Any] | None = None
+    keep: Keep = "measured"
+    margin: float = 1.0
+    known: Sequence[Any] = ()
+
+
 class Packing(Protocol):
     """What the pipeline gives to this target, which knows neither graphs nor kernels."""
 
@@ -69,18 +85,8 @@ class Packing(Protocol):
         """Layers of this shape on random weights with the spec's zeros."""
         ...
 
-    def pack(
-        self,
-        module: nn.Module,
-        example: Example,
-        sample: Example,
-        precision: str,
-        calibration: Iterable[Any] | None,
-        rival: Callable[[Any], Callable[[], Any]],
-        threads: int,
-        keep: Keep,
-    ) -> nn.Module:
-        """The network with operators that hold packed weights: where they beat `rival` on `sample`, or all."""
+    def pack(self, module: nn.Module, example: Example, how: HowToPack) -> nn.Module:
+        """The network with operators that hold packed weights. It has `choices`, one for each layer."""
         ...
 
 
@@ -122,26 +128,19 @@ class SparseCpu(OnnxTarget):
 
         int8 is compared by its signal-to-noise ratio. Raises what OnnxTarget.export does.
         """
-        from paretoprune.targets.sparse_export import export_packed
-
         self.check(precision)
         if precision == "int8" and calibration is None:
             raise TargetError("int8 needs calibration batches to learn the ranges; give calibration=")
         batches = None if calibration is None else list(calibration)
-        races = self._keep == "measured"
-        return export_packed(
-            *(self.load, self._pack, module, example, Path(path), precision, batches), self._passes, races
-        )
+        from paretoprune.targets.sparse_export import export_packed, one_sample
 
-    def _pack(self, module: nn.Module, example: Example, precision: str, batches: Sequence[Any] | None) -> nn.Module:
-        from paretoprune.targets.sparse_export import dense_layer, one_sample
+        how = HowToPack(one_sample(example), self._rival, self.threads, precision, batches, self._keep)
+        return export_packed(self.load, self._packing.pack, module, example, Path(path), how, self._passes)
 
-        def rival(case: Any) -> Callable[[], Any]:
-            return dense_layer(case, self.threads)
+    def _rival(self, case: Any) -> Callable[[], Any]:
+        from paretoprune.targets.sparse_export import dense_layer
 
-        return self._packing.pack(
-            module, example, one_sample(example), precision, batches, rival, self.threads, self._keep
-        )
+        return dense_layer(case, self.threads)
 
     def layer(self, spec: LayerSpec, copies: int, precision: str) -> Callable[[], Any]:
         """A call that runs copies of one layer, for the cost table; a dense one in fp32, as in the files."""

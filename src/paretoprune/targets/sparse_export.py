@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from paretoprune.targets.layers import layer_model
 from paretoprune.targets.onnx_target import alike
 from paretoprune.targets.quantized import check_quantized
 from paretoprune.targets.session import FileRunner, OrtRunner, open_session
+from paretoprune.targets.sparse_cpu import HowToPack
 
-Pack = Callable[[nn.Module, Example, str, Sequence[Any] | None], nn.Module]
-_NO_INT8 = "8 bits gain nothing for this network on target 'sparse-cpu' here"
+Pack = Callable[[nn.Module, Example, HowToPack], nn.Module]
+MARGIN = 2.0
+"""A dense layer among packed ones costs more than it does alone: images between them are laid out anew. So a second
+network keeps packed what loses by less than this, and whole networks tell which is faster."""
 RACE = Timing(margin=0.02, pairs=10, max_pairs=20, max_cpu_s=4.0)
 
 
@@ -32,26 +37,20 @@ def export_packed(
     module: nn.Module,
     example: Example,
     path: Path,
-    precision: str,
-    batches: Sequence[Any] | None,
+    how: HowToPack,
     passes: Sequence[str] | None,
-    races: bool,
 ) -> Path:
-    """See `SparseCpu.export`. The whole file is raced against the dense one too: layers may win where networks lose."""
+    """See `SparseCpu.export`. Whole files are raced against each other: layers may win where networks lose."""
     check_dtypes(module)
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder, evaluating(module):
-        dense, packed = Path(folder) / "dense.onnx", Path(folder) / "packed.onnx"
-        export_fp32(load, module, example, dense, passes)
-        network = pack(module, example, precision, batches)
-        if precision == "int8" and not any(c.packed and "int8" in c.pattern for c in getattr(network, "choices", ())):
-            raise TargetError(f"{_NO_INT8}: each layer is as fast in 32 bits. Export it as fp32")
-        export_fp32(load, network, example, packed, passes)
-        feeds = alike(example) if batches is None else [feed_of(b) for b in batches]
-        if precision == "int8":
-            check_quantized(load(dense), load(packed), feeds, "int8")
-        feed = {name: array[:1] for name, array in alike(one_sample(example))[-1].items()}
-        best = dense if races and _slower(load, dense, packed, feed) else packed
-        if precision == "int8" and best is dense:
+        dense = export_fp32(load, module, example, Path(folder) / "dense.onnx", passes)
+        files = []
+        for number, network in enumerate(_networks(pack, module, example, how)):
+            files.append(export_fp32(load, network, example, Path(folder) / f"packed-{number}.onnx", passes))
+            if how.precision == "int8":
+                check_quantized(load(dense), load(files[-1]), [feed_of(b) for b in how.calibration or ()], "int8")
+        best = _fastest(load, [dense, *files], how.sample) if how.keep == "measured" else files[0]
+        if how.precision == "int8" and best == dense:
             raise TargetError(f"{_NO_INT8}: as a whole it is as fast in 32 bits. Export it as fp32")
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
@@ -59,9 +58,34 @@ def export_packed(
     return path
 
 
-def _slower(load: Callable[[Path], FileRunner], dense: Path, packed: Path, feed: dict[str, Any]) -> bool:
-    one, other = load(dense), load(packed)
-    return compare(lambda: one(feed), lambda: other(feed), RACE).ratio.value < 1
+_NO_INT8 = "8 bits gain nothing for this network on target 'sparse-cpu' here"
+
+
+def _networks(pack: Pack, module: nn.Module, example: Example, how: HowToPack) -> list[nn.Module]:
+    """With the layers that win alone, and with those that hardly lose; one network where they are the same."""
+    first: Any = pack(module, example, how)
+    found: list[Any] = [first]
+    if how.keep == "measured":
+        second: Any = pack(module, example, replace(how, margin=MARGIN, known=first.choices))
+        found += [second] if _packed(second) != _packed(first) else []
+    if how.precision == "int8" and not any(c.packed and "int8" in c.pattern for n in found for c in n.choices):
+        raise TargetError(f"{_NO_INT8}: each layer is as fast in 32 bits. Export it as fp32")
+    return found
+
+
+def _packed(network: Any) -> set[str]:
+    return {choice.weight for choice in network.choices if choice.packed}
+
+
+def _fastest(load: Callable[[Path], FileRunner], files: Sequence[Path], sample: Example) -> Path:
+    """Of one sample; of two that are alike, the earlier one."""
+    feed = {name: array[:1] for name, array in alike(sample)[-1].items()}
+    best, *others = files
+    for other in others:
+        one, two = load(best), load(other)
+        if compare(partial(one, feed), partial(two, feed), RACE).ratio.value > 1:
+            best = other
+    return best
 
 
 def one_sample(example: Example) -> Example:
