@@ -230,3 +230,16 @@ def test_channels_in_parts(instruction_set: str, case: Case, shape: tuple[int, .
     rest = case.rest(product)
     layer = Conv(pack(weight, case.pattern), window, end, case.threads, instruction_set)
     close(layer(x, rest), case.finished(product, end, rest))
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "4x1", "16x1", "32x1"])
+@pytest.mark.parametrize("inputs", [130, 700])
+def test_every_height_in_parts_and_pieces(instruction_set: str, pattern: str, inputs: int) -> None:
+    """Sums that are put down and taken up again, for whatever reason, are not lost."""
+    rng = np.random.default_rng(0)
+    weight = sparse_weight(rng, (40, inputs), pattern_of(pattern), 0.1)
+    x = rng.standard_normal((30, inputs)).astype(np.float32)
+    close(Linear(pack(weight, pattern_of(pattern)), instruction_set=instruction_set)(x), linear(x, weight))
+    image, kernel = x[:1].reshape(1, inputs, 1, 1) * np.ones((7, 7), np.float32), weight.reshape(40, inputs, 1, 1)
+    layer = Conv(pack(kernel, pattern_of(pattern)), instruction_set=instruction_set)
+    close(layer(image), conv(image, kernel, Window()))

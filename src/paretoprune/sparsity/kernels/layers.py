@@ -74,19 +74,20 @@ class Kernel:
         self.instruction_set, self.threads, self.outputs = choose(wanted), threads, outputs
         self._library, self._weights = library(self.instruction_set), weights
         self._bias = None if end.bias is None else _vector(end.bias, outputs)
+        self._bias_at = None if self._bias is None else pointer(self._bias)
         self._activation = ACTIVATIONS.index(end.activation)
-        self._work: dict[tuple[int, ...], Array] = {}
+        self._work: dict[tuple[int, ...], tuple[Array, int]] = {}
         self._lock = threading.Lock()
 
     def _finish(self, residual: Array | None) -> Finish:
-        bias = None if self._bias is None else pointer(self._bias)
-        return Finish(bias, None if residual is None else pointer(residual), self._activation)
+        return Finish(self._bias_at, None if residual is None else pointer(residual), self._activation)
 
     def _room(self, key: tuple[int, ...], size: Callable[[], int]) -> int:
         """64-byte aligned memory for inputs of this size; the last size's is kept."""
         if key not in self._work:
-            self._work = {key: _aligned(size())}
-        return pointer(self._work[key])
+            work = _aligned(size())
+            self._work = {key: (work, pointer(work))}
+        return self._work[key][1]
 
     def _output(self, shape: tuple[int, ...], x: Array, residual: Array | None, out: Array | None) -> Array:
         if residual is not None:
