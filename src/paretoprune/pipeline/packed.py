@@ -132,7 +132,9 @@ def _grids(module: fx.GraphModule, sites: Sequence[Site], batches: Iterable[Any]
     def see(node: fx.Node, x: Any) -> None:
         if isinstance(x, Tensor) and x.numel():
             least, most = x.aminmax()
-            low[node], high[node] = np.minimum(low[node], float(least)), np.maximum(high[node], float(most))  # keep NaN
+            # Not min and max, which would drop NaN.
+            low[node] = float(np.minimum(low[node], float(least)))
+            high[node] = float(np.maximum(high[node], float(most)))
 
     with watched(module, see, low):
         for batch in batches:
