@@ -1,7 +1,7 @@
 """What zeros cost in accuracy: a ResNet-20 without 80 % of its weights, in blocks and one by one, before and after one
 epoch of distillation.
 
-    PARETOPRUNE_DATA=/path/to/data OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sparse_accuracy.py [--seeds 0 1]
+    PARETOPRUNE_DATA=/path/to/data OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sparse_accuracy.py --seeds 0
 
 The first convolution and the last layer stay dense (0.4 % of the weights); every other layer loses the same share. A
 seed is the order and the crops of the training images. Training takes the settings of `pp.distill`; nothing was chosen
@@ -90,7 +90,7 @@ def summary(rows: Rows) -> Rows:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--steps", type=int, default=None, help="instead of one epoch, to try it out")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -101,7 +101,7 @@ def main() -> None:
     x = next(iter(data.calibration))[0][:2]
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     result: dict[str, Any] = {
-        "command": COMMAND,
+        "command": " ".join([COMMAND, "--seeds", *map(str, given.seeds)]),
         "commit": subprocess.run(git, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip(),
         "machine": dict(find_target("onnxruntime").fingerprint()) | {"torch": torch.__version__},
         "checkpoint": CHECKPOINT,
