@@ -1,6 +1,6 @@
 """What zeros in weights bring: layers and whole networks on the packed kernels against the best dense runtime.
 
-    PARETOPRUNE_DATA=/path/to/data OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sparse.py [--parts networks]
+    PARETOPRUNE_DATA=/path/to/data OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sparse.py [--parts networks] [--only BERT-small]
 
 layers    the shapes of sparse_kernels.py: fp32 blocks and single weights, int8 and binary weights, each against the
           best dense of ONNX Runtime, OpenVINO and torch (MKL); fractions of the processor's peak.
@@ -33,7 +33,7 @@ PARTS = ("layers", "networks")
 def show(row: dict[str, Any]) -> None:
     ratio = row["speedup"]
     text = f"{row['network']} {row['precision']} {row['pattern']}, {row['packed_layers']} packed layers"
-    text += f" ({row.get('runs on', 'sparse-cpu')}): {ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    text += f" ({row['runs on']}): {ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
     text += f" x {row['against']}; {row['size_bytes'] / row['dense_size_bytes']:.0%} of the dense file"
     if "goal" in row:
         text += f"  goal {row['goal']:g}x {'met' if ratio['value'] >= row['goal'] else 'MISSED'}"
@@ -43,21 +43,26 @@ def show(row: dict[str, Any]) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
-    options.add_argument("--networks", nargs="*", help="ResNet-50, BERT-small")
+    options.add_argument("--only", nargs="*", help="parts of the names of shapes, or networks")
+    options.add_argument("--pairs", type=int, default=20, help="of each layer")
+    options.add_argument("--set", help=f"instruction set, one of {', '.join(kernels.available())}")
     given = options.parse_args()
     torch.set_num_threads(1)
-    wanted = kernels.choose()
+    wanted = kernels.choose(given.set)
     held = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     held |= {"command": " ".join([Path(sys.executable).name, *sys.argv]), "commit": sparse_kernels.commit()}
     held |= {"machine": sparse_kernels.machine(wanted), "threads": 1}
-    if "layers" in given.parts:
-        held["layers"] = sparse_kernels.layers(wanted)
-    if "networks" in given.parts:
-        held["networks"] = []
-        for row in sparse_networks.rows(given.networks, sparse_networks.usual()):
-            held["networks"].append(row)
-            show(row)
-    RESULT.write_text(json.dumps(held, indent=1) + "\n")
+    sources = {
+        "layers": lambda: sparse_kernels.layers(wanted, given.only, given.pairs),
+        "networks": lambda: sparse_networks.rows(given.only, sparse_networks.usual()),
+    }
+    for part in given.parts:
+        held[part] = []
+        for row in sources[part]():
+            held[part].append(row)
+            if part == "networks":
+                show(row)
+            RESULT.write_text(json.dumps(held, indent=1) + "\n")
     print(f"written: {RESULT}")
 
 

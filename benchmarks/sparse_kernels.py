@@ -1,26 +1,21 @@
-"""Packed sparse layers beside the best dense layer of ONNX Runtime, OpenVINO and torch (MKL, oneDNN), one thread.
-
-    .venv/bin/python benchmarks/sparse_kernels.py [--only NAME …] [--pairs N] [--set avx2]
+"""Packed sparse layers beside the best dense layer of ONNX Runtime, OpenVINO and torch (MKL, oneDNN); see sparse.py.
 
 For each shape the fastest dense runtime is found, and every sparse layer is timed against it in turns, by CPU time, on
 the same input, with a bias. int8 is beside the best of the same runtimes on the same layer with quantize and dequantize
 nodes (unsigned activations, signed weights per output); quantizing the input is part of both. Zeros are placed at
 random. Also: the sparsity from which on a pattern wins, and how much of what one core can do is reached: of its peak of
 multiply-adds (those of kept weights), and of its bandwidth (kept weights, input and output, each moved once, against
-reading as many bytes again and again). Writes benchmarks/results/sparse_kernels.json.
+reading as many bytes again and again).
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import itertools
-import json
 import platform
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +30,6 @@ from paretoprune.sparsity import mask_of, matrix_of, pack, pack_int8, pack_signs
 from paretoprune.sparsity.kernels.library import library
 from paretoprune.targets import Comparison, Timing, compare_fresh
 
-RESULT = Path(__file__).parent / "results" / "sparse_kernels.json"
 PATTERNS = ("unstructured", "4x1", "16x1")
 SPARSITIES = (0.5, 0.8, 0.9)
 LOW = (0.0, 0.1, 0.2, 0.3)
@@ -48,7 +42,7 @@ GOALS = {
     **{("unstructured", 0.8): 1.8, ("unstructured", 0.9): 3.5},
     **{("int8 16x4", 0.5): 2.0, ("int8 16x4", 0.8): 3.5},
 }
-"""Times as fast as the best dense layer that issue 6 asks for; int8 over OpenVINO's int8."""
+"""Times as fast as the best dense layer that is wanted; int8 over OpenVINO's int8."""
 
 Array = Any
 Make = Callable[[], Callable[[], Any]]
@@ -331,33 +325,18 @@ def show(each: dict[str, Any]) -> None:
     print(text, flush=True)
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", nargs="*", help="shapes whose name contains one of these")
-    options.add_argument("--pairs", type=int, default=20)
-    options.add_argument("--set", help=f"instruction set, one of {', '.join(K.available())}")
-    given = options.parse_args()
-    torch.set_num_threads(1)
-    wanted = K.choose(given.set)
-    timing = Timing(pairs=given.pairs, max_pairs=2 * given.pairs, max_cpu_s=3, margin=0.1)
+def layers(wanted: str, only: Sequence[str] | None = None, pairs: int = 20) -> Iterator[dict[str, Any]]:
+    """Rows of every shape whose name contains one of `only`."""
+    timing = Timing(pairs=pairs, max_pairs=2 * pairs, max_cpu_s=3, margin=0.1)
     peak = peak_of(wanted)
-    print(f"{wanted}: peak {peak:.1f} milliard multiply-adds a second")
-    rows: list[dict[str, Any]] = []
     for shape in SHAPES:
-        if given.only and not any(part in shape.name for part in given.only):
-            continue
-        print(shape.name)
-        rows += measure(Bench(shape, timing, wanted), peak)
-    result = {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-        "commit": commit(),
-        "machine": {"processor": processor(), "instruction_set": wanted, "peak_gmacs": peak},
-        "threads": 1,
-        "layers": rows,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {RESULT}")
+        if not only or any(part in shape.name for part in only):
+            print(shape.name)
+            yield from measure(Bench(shape, timing, wanted), peak)
+
+
+def machine(wanted: str) -> dict[str, Any]:
+    return {"processor": processor(), "instruction_set": wanted, "peak_gmacs": peak_of(wanted)}
 
 
 def processor() -> str:
@@ -370,8 +349,4 @@ def processor() -> str:
 
 def commit() -> str:
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(git, capture_output=True, text=True, check=False, cwd=RESULT.parent.parent).stdout.strip()
-
-
-if __name__ == "__main__":
-    main()
+    return subprocess.run(git, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout.strip()

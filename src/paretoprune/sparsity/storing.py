@@ -13,7 +13,7 @@ from paretoprune.sparsity.parts import Weight
 from paretoprune.sparsity.patterns import Block, Pattern, Unstructured, matrix_of
 
 COSTS: Mapping[Pattern, float] = {Block(16, 1): 1.0, Block(4, 1): 1.03, Unstructured(): 1.9}
-"""What a stored weight costs in blocks of this shape, relative to 16x1 (benchmarks/sparse_kernels.py)."""
+"""What a stored weight costs in blocks of this shape, relative to 16x1 (benchmarks/sparse.py)."""
 
 INT8 = Block(16, 4)
 
