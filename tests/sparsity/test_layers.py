@@ -205,6 +205,7 @@ def test_the_call_allocates_only_its_result() -> None:
 
 @pytest.mark.parametrize("name", available())
 def test_layers_say_what_they_run_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
     packed, signs = pack(weight((8, 8)), pattern_of("4x1")), pack_signs(weight((8, 8, 1, 1)))
     assert Linear(packed).instruction_set == [name for name in available() if name not in UNTRIED][-1]
     assert Linear(packed, instruction_set=name).instruction_set == name

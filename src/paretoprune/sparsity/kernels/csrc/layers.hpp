@@ -134,7 +134,8 @@ struct Conv {
         const int64_t taps = g.kernel_high * g.kernel_wide, width = count * WIDE;
         const Room<W> size = room();
         float *in = work + thread * size.all(), *between = in + size.in, *out = between + size.between;
-        Panel p = {static_cast<int>(count), nullptr, y + first * WIDE, view.pixels, view.start(first + count - 1) - first * WIDE, finish, 0, between, true, true};
+        const int64_t last = view.start(first + count - 1) - first * WIDE;
+        Panel p = {static_cast<int>(count), nullptr, y + first * WIDE, view.pixels, last, finish, 0, between, true, true};
         const bool few = view.pixels < WIDE;
         if (few) p.stride = WIDE, p.finish = {finish.bias, nullptr, finish.residual ? NONE : finish.activation};
         else if (finish.residual) p.finish.residual += first * WIDE;

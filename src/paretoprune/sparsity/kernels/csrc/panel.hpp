@@ -178,7 +178,8 @@ INLINE void run_columns(const Rows &w, const Panel &p, int64_t block, int64_t fr
 // Row blocks [from, to).
 template <int R, int T>
 void run_panel(const Rows &w, Panel p, int64_t from, int64_t to) {
-    constexpr int64_t PIECE = 96, MOST = 64;  // columns whose inputs and weights stay in the nearest cache; of outputs
+    constexpr int64_t PIECE = 96;  // columns whose inputs and weights stay in the nearest cache while R outputs at a time pass
+    constexpr int64_t MOST = 64;   // outputs of a column that is cut
     p.first_piece = p.part == 0, p.last_piece = p.part + 1 == w.parts;
     for (int64_t block = from; block < to; block++) {
         const int64_t first = w.start[block * w.parts + p.part], count = w.start[block * w.parts + p.part + 1] - first;
