@@ -1,6 +1,6 @@
 """What zeros in weights bring: layers and whole networks on the packed kernels against the best dense runtime.
 
-    PARETOPRUNE_DATA=/path/to/data OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sparse.py [--parts networks] [--only BERT]
+    PARETOPRUNE_DATA=/path/to/data OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sparse.py [--parts networks]
 
 layers    the shapes of sparse_kernels.py: fp32 blocks and single weights, int8 and binary weights, each against the
           best dense of ONNX Runtime, OpenVINO and torch (MKL); fractions of the processor's peak.

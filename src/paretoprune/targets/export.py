@@ -25,7 +25,7 @@ from paretoprune.targets.files import new_file
 from paretoprune.targets.session import FileRunner, one_line
 from paretoprune.targets.symbolic import known_operators
 from paretoprune.targets.template import WRAPPER, Templates
-from paretoprune.targets.verify import check_finite, check_outputs, check_varies
+from paretoprune.targets.verify import check_finite, check_half, check_outputs, check_varies
 
 OPSET = 17
 TRACE_BATCH = 2
@@ -52,6 +52,9 @@ class _Flat(nn.Module):
         return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
+Verify = Callable[[FileRunner, _Flat, list[torch.Tensor]], None]
+
+
 def export_fp32(
     load: Callable[[Path], FileRunner],
     module: nn.Module,
@@ -59,11 +62,12 @@ def export_fp32(
     path: Path,
     passes: Sequence[str] | None = None,
     templates: Templates | None = None,
+    check: Verify | None = None,
 ) -> Path:
     """Write, reload with `load`, compare at two batch sizes, then put in place. See `OnnxRuntime.export`.
 
     `passes`: of `clean.PASSES`, those that the file goes through; all of them by default. `templates`: files of this
-    structure that were exported before, from which this one is cut where that is right.
+    structure that were exported before, from which this one is cut where that is right. `check`: in place of `verify`.
     """
     check_dtypes(module)
     signature, tensors = signature_of(example)
@@ -78,7 +82,7 @@ def export_fp32(
         if templates is not None and _cut(templates, load, flat, tensors, file, folded, passes):
             return path
         raw = write_onnx(_Flat(folded(), signature), traced, file, passes)
-        verify(load(file), flat, tensors)
+        (check or verify)(load(file), flat, tensors)
         if templates is not None:
             templates.learn(module, signature, raw)
     return path
@@ -200,6 +204,21 @@ def verify(runner: FileRunner, flat: _Flat, tensors: list[torch.Tensor]) -> None
         check_outputs(what, runner.output_names, expected, _run(runner, flat.signature, fresh, batch))
         seen.append(expected)
     check_varies(flat.module.__class__.__name__, seen)
+
+
+def verify_half(runner: FileRunner, flat: _Flat, tensors: list[torch.Tensor], precision: str) -> None:
+    """Against the network as it was given, on random inputs like the example, at two sizes of all that is dynamic."""
+    generator, kind = torch.Generator().manual_seed(0), flat.module.__class__.__name__
+    pairs = []
+    for sized in both_sizes(flat.signature, tensors):
+        fresh = [randomised(t, generator) for t in sized]
+        with torch.no_grad():
+            expected = [array_of(output) for output in flat(*fresh)]
+        given = runner(_feed(runner, flat.signature, fresh))
+        check_finite(f"{kind}, before export", runner.output_names, expected)
+        pairs.append((expected, given))
+    check_half(f"{kind} in {precision}", runner.output_names, pairs)
+    check_varies(kind, [expected for expected, _ in pairs])
 
 
 def _run(runner: FileRunner, signature: Signature, tensors: list[torch.Tensor], batch: int) -> tuple[NDArray[Any], ...]:

@@ -15,7 +15,7 @@ from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Example
 from paretoprune.core.layers import LayerSpec
 from paretoprune.core.storage import atomic
-from paretoprune.targets.export import check_dtypes, evaluating, export_fp32
+from paretoprune.targets.export import check_dtypes, evaluating, export_fp32, verify_half
 from paretoprune.targets.feeds import feed_of, resized, signature_of
 from paretoprune.targets.latency import Timing, compare
 from paretoprune.targets.layers import layer_model
@@ -46,7 +46,10 @@ def export_packed(
         dense = export_fp32(load, module, example, Path(folder) / "dense.onnx", passes)
         files = []
         for number, network in enumerate(_networks(pack, module, example, how)):
-            files.append(export_fp32(load, network, example, Path(folder) / f"packed-{number}.onnx", passes))
+            file = Path(folder) / f"packed-{number}.onnx"
+            # Where 8 bits round, the last bit of what enters decides: such files are held to their noise.
+            check = None if how.precision == "fp32" else partial(verify_half, precision=how.precision)
+            files.append(export_fp32(load, network, example, file, passes, check=check))
             if how.precision == "int8":
                 check_quantized(load(dense), load(files[-1]), [feed_of(b) for b in how.calibration or ()], "int8")
         best = _fastest(load, [dense, *files], how.sample) if how.keep == "measured" else files[0]

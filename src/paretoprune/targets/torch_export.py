@@ -13,13 +13,12 @@ from torch.utils import _pytree as pytree
 from paretoprune.core.copies import duplicate
 from paretoprune.core.errors import TargetError
 from paretoprune.core.graph import Example
-from paretoprune.targets.export import _device, _feed, _Flat, both_sizes, evaluating, verify
-from paretoprune.targets.feeds import array_of, randomised, signature_of
+from paretoprune.targets.export import _device, _Flat, evaluating, verify, verify_half
+from paretoprune.targets.feeds import array_of, signature_of
 from paretoprune.targets.files import new_file
 from paretoprune.targets.graph_file import DTYPES, OPEN, GraphFile, Graphs, Input, write
 from paretoprune.targets.session import FileRunner, one_line
 from paretoprune.targets.torch_target import DTYPES as TYPES
-from paretoprune.targets.verify import check_finite, check_half, check_varies
 
 
 def export(
@@ -46,7 +45,7 @@ def export(
         if precision == "fp32":
             verify(load(file), flat, tensors)
         else:
-            _verify_half(load(file), flat, tensors, precision)
+            verify_half(load(file), flat, tensors, precision)
     return path
 
 
@@ -124,21 +123,6 @@ def _input(value: Any, named: tuple[str, torch.Tensor, bool, tuple[int, ...]] | 
         raise TargetError(f"{name} is {dtype}; a file takes {', '.join(DTYPES)}")
     shape = tuple(OPEN if d in moving else n for d, n in enumerate(tensor.shape))
     return Input(name, dtype, _short(tensor.dtype), shape, batched)
-
-
-def _verify_half(runner: FileRunner, flat: _Flat, tensors: list[torch.Tensor], precision: str) -> None:
-    """Against the network as it was given, on random inputs like the example, at two sizes of all that is dynamic."""
-    generator, kind = torch.Generator().manual_seed(0), flat.module.__class__.__name__
-    pairs = []
-    for sized in both_sizes(flat.signature, tensors):
-        fresh = [randomised(t, generator) for t in sized]
-        with torch.no_grad():
-            expected = [array_of(output) for output in flat(*fresh)]
-        given = runner(_feed(runner, flat.signature, fresh))
-        check_finite(f"{kind}, before export", runner.output_names, expected)
-        pairs.append((expected, given))
-    check_half(f"{kind} in {precision}", runner.output_names, pairs)
-    check_varies(kind, [expected for expected, _ in pairs])
 
 
 def _short(dtype: torch.dtype) -> str:
