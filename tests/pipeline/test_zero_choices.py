@@ -17,9 +17,9 @@ import paretoprune.targets.cost as cost_room
 from paretoprune.core.errors import PlanError, UsageError
 from paretoprune.core.sparsity import Zeros
 from paretoprune.pipeline.cost_model import CostModel
-from paretoprune.pipeline.levels import Levels
+from paretoprune.pipeline.levels import Levels, Meaning
 from paretoprune.pipeline.targets import Packing, find_target
-from paretoprune.pipeline.zero_choices import PREFIX
+from paretoprune.pipeline.zero_choices import BLOCK, PREFIX
 from paretoprune.sparsity.kernels import available
 from paretoprune.targets import CostTable
 from paretoprune.targets.sparse_cpu import DOMAIN, SparseCpu
@@ -28,11 +28,14 @@ pytestmark = pytest.mark.skipif(not available(), reason="the sparse kernels were
 LEVELS = Levels({f"{PREFIX}conv2.weight": ("conv2.weight", ("16x1@0.9", "16x1@0.5"))})
 
 
-def test_a_level_says_what_a_weight_holds() -> None:
+def test_a_level_says_what_a_weight_holds_or_that_a_block_goes() -> None:
     name = f"{PREFIX}conv2.weight"
-    assert LEVELS.split({"conv1": 8, name: 1}) == ({"conv1": 8}, {"conv2.weight": "16x1@0.9"})
-    assert LEVELS.split({name: 2}) == ({}, {"conv2.weight": "16x1@0.5"})
-    assert LEVELS.split({name: 3}) == ({}, {})
+    assert LEVELS.meaning({"conv1": 8, name: 1}) == Meaning({"conv1": 8}, {"conv2.weight": "16x1@0.9"}, ())
+    assert LEVELS.meaning({name: 2}) == Meaning({}, {"conv2.weight": "16x1@0.5"}, ())
+    assert LEVELS.meaning({name: 3}) == Meaning({}, {}, ())
+    levels = Levels({}, {f"{BLOCK}layer1.0": "layer1.0"})
+    assert levels.meaning({f"{BLOCK}layer1.0": 1}) == Meaning({}, {}, ("layer1.0",))
+    assert levels.meaning({f"{BLOCK}layer1.0": 2}) == Meaning({}, {}, ())
 
 
 def test_zeros_count_at_their_cost_and_never_above_the_dense_layer(
@@ -106,3 +109,40 @@ def test_a_search_carries_zeros_out_and_keeps_them(
         answers = target.load(candidate.path)({"input": x.numpy()})[0]
         with torch.no_grad():
             torch.testing.assert_close(candidate.load()(x), torch.from_numpy(answers), rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_compete_with_widths_and_go_as_a_whole(
+    quick: None, data: pp.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two blocks; one does hardly anything, so it goes first."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(1, 16, 3, padding=1, stride=2), nn.Linear(16, 4)
+            self.a, self.b = (nn.Sequential(nn.Conv2d(16, 32, 1), nn.ReLU(), nn.Conv2d(32, 16, 1)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x))
+            x = torch.relu(x + self.a(x))
+            x = torch.relu(x + self.b(x))
+            result: Tensor = self.head(x.mean((2, 3)))
+            return result
+
+    torch.manual_seed(0)
+    model = Deep().eval()
+    with torch.no_grad():
+        model.b[2].weight.mul_(1e-3)
+        model.b[2].bias.zero_()
+    options = {"precisions": ["fp32"], "candidates": 4, "steps": 2, "align": 8, "out": tmp_path / "run"}
+    front = pp.search(model, torch.randn(2, 1, 8, 8), data, depth=True, **options)
+    shorter = [c for c in front.candidates if c.plan.blocks]
+    assert shorter
+    assert "b" in {name for c in shorter for name in c.plan.blocks}
+    for candidate in shorter:
+        assert candidate.macs < front.original.macs
+        assert not any(
+            n.startswith(f"{b}.") for b in candidate.plan.blocks for n, _ in candidate.load().named_parameters()
+        )
+    with pytest.raises(UsageError, match="drops some: leave one out"):
+        pp.search(model, torch.randn(2, 1, 8, 8), data, depth=True, nested=True)

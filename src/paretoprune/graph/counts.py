@@ -53,10 +53,12 @@ def _per_sample(expr: Expr, widths: Widths, samples: Mapping[int, int]) -> int:
     return sum(_per_sample(t, widths, samples) for t in expr.terms)
 
 
-def elements_of(found: Inferred, samples: Mapping[int, int], widths: Widths) -> int:
-    """Numbers that the operators write for one sample, views included."""
+def elements_of(found: Inferred, samples: Mapping[int, int], widths: Widths, gone: Collection[fx.Node] = ()) -> int:
+    """Numbers that the operators write for one sample, views included, but those that are `gone`."""
     total = 0
     for op in found.ops.values():
+        if op.node in gone:
+            continue
         for dims in op.out if op.out and isinstance(op.out[0], list) else [op.out]:
             total += prod(_per_sample(found.axes.resolve(e), widths, samples) for e in dims)
     return total

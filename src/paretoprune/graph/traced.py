@@ -123,9 +123,10 @@ class TracedGraph:
     def _mac_terms(self) -> MacTerms:
         return mac_terms(self.inferred)
 
-    def elements(self, widths: Mapping[str, int] | None = None) -> int:
+    def elements(self, widths: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> int:
         """Numbers that all operators write for one sample: what passes through memory between the layers."""
-        return elements_of(self.inferred, self.inferred.samples, self._widths(widths))
+        gone = self.residual.gone(self.residual.named(blocks)) if blocks else frozenset()
+        return elements_of(self.inferred, self.inferred.samples, self._widths(widths), gone)
 
     def parameters(
         self,
@@ -163,10 +164,10 @@ class TracedGraph:
             specs += thin_layers(left, thin[weight], weight in spatial) if weight else (left,)
         return tuple(specs)
 
-    @cached_property
-    def layer_weights(self) -> tuple[str, ...]:
-        """By layer of `layers()` of the whole network, the name of its weight; empty where that is computed."""
-        weights = [op.args.get("weight") for op, _ in self._layer_ops]
+    def layer_weights(self, blocks: Sequence[str] = ()) -> tuple[str, ...]:
+        """By layer of `layers(…, blocks)`, the name of its weight; empty where that is computed."""
+        gone = self.residual.gone(self.residual.named(blocks)) if blocks else frozenset()
+        weights = [op.args.get("weight") for op, _ in self._layer_ops if op.node not in gone]
         return tuple(str(w.target) if isinstance(w, fx.Node) and w.op == "get_attr" else "" for w in weights)
 
     @cached_property

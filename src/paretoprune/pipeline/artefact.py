@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ def finish(study: Study, name: str, network: str, precision: str, load: Callable
         study.folder.seal(member)
     verified = verify(study, file, load(), precision)
     widths = {axis: len(kept) for axis, kept in plan.kept.items()}
-    figures = measure(study, name, file, widths=widths, steady=name == "original")
+    figures = measure(study, name, file, widths=widths, blocks=plan.blocks, steady=name == "original")
     if verified.memory is not None:
         figures["memory_bytes"] = replace(verified.memory, target=figures["latency_ms"].target)
-    figures["parameters"] = Measurement.exact(study.traced.parameters(widths), "parameter")
+    figures["parameters"] = Measurement.exact(study.traced.parameters(widths, plan.blocks), "parameter")
     with study.timed("evaluate"):
         judged = judge(study, predictor(study, file), load, name)
     figures |= judged.figures
@@ -125,13 +125,15 @@ def measure(
     name: str,
     file: Path,
     widths: Mapping[str, int] | None = None,
+    blocks: Sequence[str] = (),
     *,
     memory: bool = False,
     steady: bool = True,
 ) -> dict[str, Measurement]:
     """Latency against the fp32 original, interleaved with it; size, energy, MACs, and memory if asked.
 
-    MACs are counted in an ONNX file; of another file they are the graph's with these widths, where they are given.
+    MACs are counted in an ONNX file; of another file they are the graph's with these widths, where they are given, and
+    without these blocks.
     `steady`: with the time that a member of the front is worth.
     """
     baseline = study.folder.artefact(file_of(study, "original"))
@@ -149,7 +151,8 @@ def measure(
     if study.target.threads == 1 and not hasattr(study.target, "clock"):
         del figures["cpu_ms"]  # it is the latency itself
     if file.suffix != ".onnx" and widths is not None:
-        macs = Measurement.exact(study.traced.macs(widths), "MAC", figures["latency_ms"].target, "of the traced graph")
+        count = float(study.traced.macs(widths, blocks))
+        macs = Measurement.exact(count, "MAC", figures["latency_ms"].target, "of the traced graph")
         figures["macs"] = macs
     if name == "original":
         figures["speedup"] = replace(Measurement.exact(1.0, "x"), target=figures["latency_ms"].target)

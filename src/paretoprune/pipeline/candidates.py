@@ -147,9 +147,9 @@ def reconstructed(study: Study, plan: Plan) -> Pruned:
         graphs.check(study.traced, plan)
     with study.timed("reconstruct"):
         notes = reconstruct(study.traced, cut, study.calibration, study.settings.calibration_samples)
-        notes += put_zeros(cut.program, plan.sparsity, study.calibration) if plan.sparsity else []
+        notes += put_zeros(cut.program, plan.sparsity, study.calibration)
     notes += [f"{new} takes the place of {n} activations" for new, n in Counter(cut.activations.values()).items()]
-    macs = study.traced.macs(widths_of(plan)), study.traced.macs()
+    macs = study.traced.macs(widths_of(plan), plan.blocks), study.traced.macs()
     return Pruned(cut.program.module, plan, cut.kept, cut.program, *macs, tuple(notes))
 
 

@@ -20,7 +20,7 @@ from paretoprune.core.layers import LayerSpec
 from paretoprune.core.measurement import Measurement
 from paretoprune.graph import TracedGraph
 from paretoprune.pipeline import artefact, choose
-from paretoprune.pipeline.levels import Levels
+from paretoprune.pipeline.levels import Levels, Meaning
 from paretoprune.pipeline.study import Study
 from paretoprune.targets import CostTable, measure_file
 from paretoprune.targets.correction import LEAST_NETWORKS, Correction, fitted
@@ -57,20 +57,20 @@ class CostModel:
 
     def share_in(self, precision: str, widths: Widths) -> float | None:
         """None where the target cannot run a layer alone in this precision: then fp32 decides."""
-        widths, zeros = self.levels.split(widths)
+        chosen = self.levels.meaning(widths)
         try:
-            layers = self._layers(self.traced.layers(widths), precision, zeros)
-            layers /= self._layers(self.traced.layers(), precision)
+            layers = self._layers(chosen, precision) / self._layers(Meaning({}, {}, ()), precision)
         except TargetError:
             if precision == "fp32":
                 raise
             return None
         correction = self.corrections.get(self.metric, {}).get(precision, Correction())
-        return correction.share(layers, elements_share(self.traced, widths))
+        return correction.share(layers, elements_share(self.traced, chosen.widths, chosen.blocks))
 
-    def _layers(self, specs: Sequence[LayerSpec], precision: str, zeros: Mapping[str, str] | None = None) -> float:
-        pairs = zip(specs, self.traced.layer_weights, strict=True)
-        return sum(self._cost_ms(spec, precision, (zeros or {}).get(weight, "")) for spec, weight in pairs)
+    def _layers(self, chosen: Meaning, precision: str) -> float:
+        specs = self.traced.layers(chosen.widths, chosen.blocks)
+        pairs = zip(specs, self.traced.layer_weights(chosen.blocks), strict=True)
+        return sum(self._cost_ms(spec, precision, chosen.zeros.get(weight, "")) for spec, weight in pairs)
 
     def _cost_ms(self, spec: LayerSpec, precision: str, zeros: str) -> float:
         """A layer that is no faster for its zeros is left dense."""
@@ -83,8 +83,8 @@ class CostModel:
             return dense
 
 
-def elements_share(traced: TracedGraph, widths: Widths) -> float:
-    return traced.elements(widths) / traced.elements()
+def elements_share(traced: TracedGraph, widths: Widths, blocks: Sequence[str] = ()) -> float:
+    return traced.elements(widths, blocks) / traced.elements()
 
 
 def of(

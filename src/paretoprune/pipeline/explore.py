@@ -83,8 +83,7 @@ def _proxy(study: Study, space: Space) -> Callable[[Mapping[str, int]], tuple[fl
         plan = space.plan(study, widths)
         cut = graphs.cut(study.traced, plan)
         recover_cut(study.traced, cut, study.grams, study.calibration)
-        if plan.sparsity:
-            put_zeros(cut.program, plan.sparsity, study.calibration)
+        put_zeros(cut.program, plan.sparsity, study.calibration)
         return reference.divergence(cut.program), space.model.share(widths)
 
     return evaluate

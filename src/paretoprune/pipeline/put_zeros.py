@@ -19,6 +19,8 @@ V = TypeVar("V")
 
 def put_zeros(program: Program, sparsity: Mapping[str, str], batches: Iterable[Any] | None) -> list[str]:
     """In place. Raises PlanError for a name or pattern that fits no layer, UsageError where batches are missing."""
+    if not sparsity:
+        return []
     layers = graphs.layer_weights(program.module)  # type: ignore[arg-type]  # of a cut it is a graph
     if unknown := unmatched(sparsity, layers.weights):
         raise PlanError(

@@ -70,6 +70,8 @@ class SearchSection(Section):
     score_on: str = _LEFT
     objectives: list[str] = _LEFT
     activations: list[str] = _LEFT
+    zeros: list[str] = _LEFT
+    depth: bool = _LEFT
     metrics: list[str] = _LEFT
     robust_samples: int = _LEFT
     attack_eps: float = _LEFT
@@ -92,7 +94,6 @@ class TargetSection(Section):
     meter: str = _LEFT
     tune_threads: list[int] = _LEFT
     tune_batch: list[int] = _LEFT
-    zeros: list[str] = _LEFT
 
 
 class OutputSection(Section):

@@ -26,6 +26,7 @@ from paretoprune.pipeline import candidates, choose, confirm, explore, hardware,
 from paretoprune.pipeline.artefact import export, measure
 from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
+from paretoprune.pipeline.put_zeros import put_zeros
 from paretoprune.pipeline.settings import Settings, settings_of
 from paretoprune.pipeline.study import Study, identity
 from paretoprune.pipeline.swaps import check_swaps, with_swaps
@@ -248,12 +249,14 @@ def _measure_cheapest(study: Study, options: space.Space) -> dict[str, Any]:
 def _cheapest(study: Study, options: space.Space) -> dict[str, Any]:
     widths = {c.axis: c.widths[0] for c in options.choices}
     plan = options.plan(study, widths)
-    module = graphs.cut(study.traced, plan).program.module
+    program = graphs.cut(study.traced, plan).program
+    put_zeros(program, plan.sparsity, study.calibration)
+    module = program.module
     taken: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="paretoprune-") as folder:
         for precision in study.settings.precisions:
             file = Path(folder) / f"{precision}{suffix_of(study.target)}"
             export(study, f"cheapest-{precision}", module, file, precision)
-            figures = measure(study, "cheapest", file, widths=widths, memory=True)
+            figures = measure(study, "cheapest", file, widths=candidates.widths_of(plan), memory=True)
             taken[precision] = {k: m.to_json() for k, m in figures.items()}
     return taken

@@ -38,7 +38,8 @@ class Settings:
     the candidates are carried out with in place of the network's own, and the whole network too. `tune_threads`,
     `tune_batch`: every file competes at these threads and batch sizes too, with time and energy of one sample; none for
     the search's own alone. `zeros`: what every layer's weight may hold, patterns and shares such as "16x1@0.8", which
-    compete with the widths; None for the usual ones where the target gains from zeros, else none.
+    compete with the widths; None for the usual ones where the target gains from zeros, else none. `depth`:
+    residual blocks may go as a whole, too.
     """
 
     limits: tuple[str, ...] = ()
@@ -70,6 +71,7 @@ class Settings:
     tune_threads: tuple[int, ...] = ()
     tune_batch: tuple[int, ...] = ()
     zeros: tuple[str, ...] | None = None
+    depth: bool = False
 
     def __post_init__(self) -> None:
         for name in ("candidates", "floor", "threads", "calibration_samples", "robust_samples"):
@@ -82,8 +84,13 @@ class Settings:
             _at_least("steps", self.steps, 0)
         if self.align != "auto":
             _at_least("align", self.align, 1)
-        if not isinstance(self.nested, bool):
-            raise UsageError(f"nested={self.nested!r}: give true or false")
+        for name in ("nested", "depth"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name}={getattr(self, name)!r}: give true or false")
+        if self.nested and self.depth:
+            raise UsageError(
+                "nested=True trains one network with all its blocks, and depth=True drops some: leave one out"
+            )
         if self.score_on not in ("fp32", "int8"):
             raise UsageError(f"score_on={self.score_on!r}: give 'fp32' or 'int8'")
         if self.axes not in ("inner", "all"):
@@ -138,7 +145,9 @@ def settings_of(limits: Sequence[str] = (), budget: str = "20 min", **options: A
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    lists: dict[str, tuple[Any, ...]] = {k: _texts(k, v) for k, v in options.items() if k in _LISTS and v is not None}
+    lists: dict[str, tuple[Any, ...]] = {
+        k: _texts(k, v) for k, v in options.items() if k in _LISTS and not (k == "zeros" and v is None)
+    }
     lists |= {k: _numbers(k, v) for k, v in options.items() if k in _COUNTS}
     return Settings(limits=_texts("limits", limits), budget_s=seconds(budget), **{**options, **lists})
 

@@ -31,7 +31,7 @@ from paretoprune.tasks import CheckedData, Shifting, input_range
 
 _LATER = (
     *("nested", "metrics", "robust_samples", "attack_eps"),
-    *("activations", "tune_threads", "tune_batch", "score_on", "zeros"),
+    *("activations", "tune_threads", "tune_batch", "score_on", "zeros", "depth"),
 )
 """Settings that came after the first run folders: at their defaults they are no part of what a folder is bound to."""
 

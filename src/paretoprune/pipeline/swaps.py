@@ -38,7 +38,9 @@ def with_swaps(
     whole = {c.axis: c.widths[-1] for c in space.choices}
 
     def decide() -> dict[str, Any]:
-        order = sorted(range(len(chosen)), key=lambda i: study.traced.macs(chosen[i]))
+        plans = [space.plan(study, widths) for widths in chosen]
+        macs = [study.traced.macs({a: len(k) for a, k in p.kept.items()}, p.blocks) for p in plans]
+        order = sorted(range(len(chosen)), key=macs.__getitem__)
         swaps = [""] * len(chosen)
         for place, index in enumerate(order):
             swaps[index] = names[place // 2 % len(names)] if place % 2 else ""

@@ -1,8 +1,12 @@
-"""Zeros as choices of the search, beside widths: a weight takes one of a few levels, the last of which is dense."""
+"""Zeros and dropped blocks as choices of the search, beside widths.
+
+A weight takes one of a few levels, the last of which is dense; a residual block goes or stays.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from paretoprune import graph as graphs
 from paretoprune.core.errors import UsageError
@@ -16,7 +20,7 @@ from paretoprune.pipeline.levels import Levels
 from paretoprune.pipeline.put_zeros import put_zeros
 from paretoprune.pipeline.study import Study
 
-PREFIX = "zeros in "
+PREFIX, BLOCK = "zeros in ", "block "
 USUAL = ("16x1@0.9", "16x1@0.8", "16x1@0.5")
 """On a target whose kernels gain from zeros; blocks of 16 outputs are what they compute fastest."""
 FEWEST = 1024
@@ -43,46 +47,49 @@ def checked(texts: Sequence[str], target: Target, nested: bool) -> None:
 
 
 def levels_of(study: Study) -> Levels:
-    """For every weight that is large enough and not ignored."""
-    texts = study.settings.zeros or ()
-    if not texts:
-        return Levels()
-    ordered = tuple(sorted(texts, key=lambda t: -(Zeros.parse(t).share or 0.0)))
-    weights = graphs.layer_weights(study.traced.program.module).weights
-    return Levels({f"{PREFIX}{n}": (n, ordered) for n, w in weights.items() if w.numel() >= FEWEST})
+    """Zeros for every weight that is large enough; with `depth`, every block that can go."""
+    texts, zeros = study.settings.zeros or (), {}
+    if texts:
+        ordered = tuple(sorted(texts, key=lambda t: -(Zeros.parse(t).share or 0.0)))
+        weights = graphs.layer_weights(study.traced.program.module).weights
+        zeros = {f"{PREFIX}{n}": (n, ordered) for n, w in weights.items() if w.numel() >= FEWEST}
+    removable = [b.name for b in study.traced.blocks if b.removable] if study.settings.depth else []
+    return Levels(zeros, {f"{BLOCK}{name}": name for name in removable})
 
 
 def choices_of(study: Study, levels: Levels, model: CostModel) -> list[Choice]:
-    """With the predicted cost and the measured damage of each level alone; layers that gain nothing are left out."""
+    """With the predicted cost and the measured damage of each level alone; what gains nothing is left out."""
+    dearer = {n: len(texts) for n, (_, texts) in levels.zeros.items()} | dict.fromkeys(levels.blocks, 1)
 
     def take() -> dict[str, dict[str, list[float]]]:
         found = {}
-        with study.progress.stage("zeros", len(levels.by_choice)) as bar:
-            for name, (weight, texts) in levels.by_choice.items():
-                costs = [model.share({name: level}) for level in range(1, len(texts) + 1)]
+        with study.progress.stage("zeros and blocks", len(dearer)) as bar:
+            for name, count in dearer.items():
+                costs = [model.share({name: level}) for level in range(1, count + 1)]
                 if min(costs) <= 1 - SAVING:
-                    found[name] = {"cost": [*costs, 1.0], "error": [*_errors(study, weight, texts), 0.0]}
-                bar.advance(note=weight)
+                    errors = [_error(study, levels, {name: level}) for level in range(1, count + 1)]
+                    found[name] = {"cost": [*costs, 1.0], "error": [*errors, 0.0]}
+                bar.advance(note=name)
         return found
 
-    rows = study.once("zeros", "levels", take) if levels.by_choice else {}
+    rows = study.once("zeros and blocks", "levels", take) if dearer else {}
     return [
         Choice(name, tuple(range(1, len(row["cost"]) + 1)), tuple(row["error"]), tuple(row["cost"]))
         for name, row in rows.items()
     ]
 
 
-def _errors(study: Study, weight: str, texts: Sequence[str]) -> list[float]:
-    """Divergence of the network's output with these zeros in one weight, which nothing makes up for."""
-    errors = []
-    for text in texts:
-        program = graphs.cut(study.traced, Plan()).program
-        put_zeros(program, {weight: text}, study.calibration)
-        errors.append(study.reference.divergence(study.judged(program)))
-    return errors
+def _error(study: Study, levels: Levels, chosen: Mapping[str, int]) -> float:
+    """Divergence of the network's output with one such choice, which nothing makes up for."""
+    plan = plan_of(study.traced, levels, chosen, {})
+    program = graphs.cut(study.traced, plan).program
+    put_zeros(program, plan.sparsity, study.calibration)
+    return study.reference.divergence(study.judged(program))
 
 
 def plan_of(traced: TracedGraph, levels: Levels, widths: Mapping[str, int], order: Mapping[str, Sequence[int]]) -> Plan:
-    axes, zeros = levels.split(widths)
-    plan = choose.plan_of(traced, axes, order)
-    return Plan(plan.kept, plan.graph, plan.blocks, sparsity=zeros)
+    chosen = levels.meaning(widths)
+    blocks = traced.residual.named(chosen.blocks) if chosen.blocks else ()
+    left = set(traced.layer_weights(blocks))
+    zeros = {weight: text for weight, text in chosen.zeros.items() if weight in left}
+    return replace(choose.plan_of(traced, chosen.widths, order, blocks), sparsity=zeros)
