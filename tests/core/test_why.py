@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from paretoprune.core.sparsity import told
 from paretoprune.core.why import MOST_AXES, AxisWhy, ClassWhy, Why
 
 
@@ -80,3 +81,15 @@ def test_a_long_table_is_cut_and_counted() -> None:
     text = str(Why("c", "fp32", False, None, None, many, 0, (), (), ""))
     assert "and 5 more (in the JSON)" in text
     assert f"a{MOST_AXES}" not in text
+
+
+def test_zeros_and_blocks_are_told_where_no_axis_was_cut() -> None:
+    zeros = told({f"{n}.weight": "16x1@0.8" for n in "abcdef"} | {"head.weight": "2:4"})
+    assert zeros == [
+        "zeros 16x1@0.8 in 6 weights: a.weight, b.weight, c.weight, d.weight and 2 more",
+        "zeros 2:4 in one weight: head.weight",
+    ]
+    why = Why("c01", "fp32", False, None, None, (), 3, ("layer1.0",), (), "", zeros=tuple(zeros))
+    assert why.headline == "c01 (fp32): 0 of 3 axes were cut"
+    assert "  blocks dropped: layer1.0" in str(why).splitlines()
+    assert f"  {zeros[0]}" in str(why).splitlines()

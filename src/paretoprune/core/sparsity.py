@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paretoprune.core.errors import PlanError
@@ -50,6 +51,19 @@ class Zeros:
             raise PlanError(f"zeros {text!r}: the share that goes must be from 0 to 1")
         words = found["criterion"] or CRITERIA[0], found["removed"] or REMOVED[0]
         return cls(found["pattern"], share, threshold, *words)
+
+
+def told(sparsity: Mapping[str, str], most: int = 4) -> list[str]:
+    """For people: "zeros 16x1@0.8 in 6 weights: a, b, c, d and 2 more", the commonest first."""
+    by_text: dict[str, list[str]] = {}
+    for name, text in sparsity.items():
+        by_text.setdefault(text, []).append(name)
+    said = []
+    for text, names in sorted(by_text.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        count = f"{len(names)} weights" if len(names) > 1 else "one weight"
+        said.append(f"zeros {text} in {count}: {', '.join(names[:most])}{more}")
+    return said
 
 
 _AMOUNTS = ("share", "threshold")

@@ -61,7 +61,7 @@ class Why:
 
     `parameters` and `macs` are (now, before) of the whole network. `axes`: those that lost positions, the most
     MACs first; `untouched` others kept everything. `classes`: those that lost recall, the most first. `unknown`:
-    what cannot be told, and why.
+    what cannot be told, and why. `zeros`: sentences on what weights hold.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Why:
     recovery: str
     notes: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; each axis with its "damage", each class with its "recall_lost"."""
@@ -93,7 +94,7 @@ class Why:
     def headline(self) -> str:
         if self.original:
             return f"{self.name}: the original, nothing was cut"
-        if not self.axes and not self.blocks:
+        if not self.axes and not self.blocks and not self.zeros:
             return f"{self.name}: the original in {self.precision}, nothing was cut"
         went = [gone(what, pair) for what, pair in (("parameters", self.parameters), ("MACs", self.macs)) if pair]
         tail = f"; {', '.join(went)}" if went else ""
@@ -101,8 +102,10 @@ class Why:
         return f"{self.name} ({self.precision}): {len(self.axes)} of {total} axes were cut{tail}"
 
     def _cut(self) -> list[str]:
+        blocks = [f"  blocks dropped: {', '.join(self.blocks)}"] if self.blocks else []
+        others = [*blocks, *(f"  {text}" for text in self.zeros)]
         if not self.axes:
-            return []
+            return ["", "What was cut", *others] if others else []
         rows = [("axis", "kept", "parameters gone", "MACs gone", "damage alone")]
         rows += [
             (a.axis, f"{a.kept} of {_known(a.size)}", _known(a.parameters), _known(a.macs), _known(a.damage))
@@ -110,8 +113,7 @@ class Why:
         ]
         left = len(self.axes) - MOST_AXES
         more = [f"  and {left} more (in the JSON)"] if left > 0 else []
-        blocks = [f"  blocks dropped: {', '.join(self.blocks)}"] if self.blocks else []
-        return ["", "What was cut (each axis alone)", *_table(rows), *more, *blocks]
+        return ["", "What was cut (each axis alone)", *_table(rows), *more, *others]
 
     def _classes(self) -> list[str]:
         if not self.classes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paretoprune.core.plan import Plan
+from paretoprune.core.sparsity import told
 from paretoprune.core.why import AxisWhy, ClassWhy, Why
 from paretoprune.pipeline.study import Study
 from paretoprune.store.run import RunView
@@ -29,8 +30,8 @@ def record_cuts(study: Study, network: str, plan: Plan) -> None:
         }
         return {
             "axes": alone,
-            "parameters": [traced.parameters(widths), parameters],
-            "macs": [traced.macs(widths), macs],
+            "parameters": [traced.parameters(widths, plan.blocks), parameters],
+            "macs": [traced.macs(widths, plan.blocks), macs],
         }
 
     study.folder.once("cuts", network, found)
@@ -63,6 +64,7 @@ def explain(view: RunView, name: str) -> Why:
         network.get("recovery", ""),
         tuple(network.get("notes", ())),
         tuple(unknown),
+        tuple(told(plan.sparsity)),
     )
 
 

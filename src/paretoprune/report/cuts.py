@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from paretoprune.core.candidate import Candidate
+from paretoprune.core.plan import Plan
+from paretoprune.core.sparsity import told as zeros_told
 from paretoprune.core.why import AxisWhy, ClassWhy, Why
 from paretoprune.report.data import ReportData, display_kind, removed
 from paretoprune.report.metrics import figure, metric_of
@@ -68,14 +71,17 @@ class Cut:
     recovery: str = ""
     paid: tuple[Paid, ...] = ()
     unknown: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 def cuts(data: ReportData) -> tuple[Cut, ...]:
     """For every plan that cut something; plans of members of the front first."""
-    sharing: dict[tuple[tuple[str, tuple[int, ...]], ...], list[int]] = {}
+    sharing: dict[tuple[Any, ...], list[int]] = {}
     for i, row in enumerate(data.rows):
         if display_kind(row, data.axes) == "pruned":
-            sharing.setdefault(tuple(sorted(row.plan.kept.items())), []).append(i)
+            plan = row.plan
+            key = tuple(sorted(plan.kept.items())), plan.blocks, tuple(sorted(plan.sparsity.items()))
+            sharing.setdefault(key, []).append(i)
     order = sorted(sharing.values(), key=lambda indices: not any(data.rows[i].on_front for i in indices))
     return tuple(_cut(tuple(indices), data) for indices in order)
 
@@ -105,7 +111,14 @@ def _cut(indices: tuple[int, ...], data: ReportData) -> Cut:
         "" if told is None else clean(told.recovery),
         tuple(_paid(i, data.whys[data.rows[i].name]) for i in indices if data.rows[i].name in data.whys),
         () if told is None else tuple(clean(text) for text in told.unknown),
+        tuple(clean(text) for text in _others(row.plan)),
     )
+
+
+def _others(plan: Plan) -> list[str]:
+    """What went beside positions of axes, as sentences."""
+    blocks = [f"blocks dropped: {', '.join(plan.blocks)}"] if plan.blocks else []
+    return [*blocks, *zeros_told(plan.sparsity)]
 
 
 def _worst(data: ReportData) -> float:

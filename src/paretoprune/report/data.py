@@ -71,7 +71,8 @@ def removed(row: Candidate, axes: Mapping[str, int]) -> int:
 
 def is_unpruned(row: Candidate, axes: Mapping[str, int]) -> bool:
     """Whether the network keeps everything: the original, or the original in another precision."""
-    return all(a in axes for a in row.plan.kept) and removed(row, axes) == 0
+    whole = not (row.plan.blocks or row.plan.sparsity)
+    return whole and all(a in axes for a in row.plan.kept) and removed(row, axes) == 0
 
 
 def display_kind(row: Candidate, axes: Mapping[str, int]) -> str:
