@@ -232,3 +232,22 @@ def test_without_compiled_kernels_the_target_says_so_and_others_work(tmp_path: P
     assert said.startswith(
         "TargetError the sparse kernels were not compiled when paretoprune was installed; install a C++"
     )
+
+
+def test_a_layer_of_zeros_alone_gives_its_bias(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Conv2d(3, 2, 3)
+            nn.init.zeros_(self.a.weight)
+            nn.init.zeros_(self.b.weight)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.a(x), self.b(x), x * 2
+
+    model, x = Two().eval(), torch.randn(3, 3, 5, 6)
+    path = everything().export(model, Example.of(x), tmp_path / "zeros.onnx")
+    assert len(packed_nodes(path)) == 2
+    a, b, _ = find_target("sparse-cpu").load(path)({"input": x.numpy()})
+    np.testing.assert_allclose(a, np.broadcast_to(model.a.bias.detach().numpy(), a.shape), rtol=1e-6)
+    np.testing.assert_allclose(b, np.broadcast_to(model.b.bias.detach().numpy()[:, None, None], b.shape), rtol=1e-6)

@@ -19,6 +19,7 @@ from paretoprune.core.graph import Example
 from paretoprune.pipeline.packed_race import Array, Choice, Rival, fastest, torch_layer
 from paretoprune.sparsity import save_packed
 from paretoprune.sparsity.kernels import Grid, choose
+from paretoprune.sparsity.kernels.layers import MOST_THREADS
 from paretoprune.sparsity.lowering import Site, lower, note_shapes, sites_of, watched
 from paretoprune.sparsity.parts import Weight
 from paretoprune.targets.sparse_cpu import HowToPack, Keep
@@ -84,15 +85,18 @@ def pack(
         raise UsageError("int8 needs calibration batches to learn the ranges; give calibration=")
     given = Example.of(example)
     size = given if sample is None else Example.of(sample)
-    how = HowToPack(
-        size, rival or torch_layer, threads or torch.get_num_threads(), precision, calibration, keep, margin
-    )
+    count = threads or min(torch.get_num_threads(), MOST_THREADS)
+    how = HowToPack(size, rival or torch_layer, count, precision, calibration, keep, margin)
     return packed_as(model, given, how)
 
 
 def packed_as(model: nn.Module, example: Example, how: HowToPack) -> PackedNetwork:
     """See `pack`."""
     choose()
+    if away := next((n for n, t in model.named_parameters() if t.device.type != "cpu"), ""):
+        raise UsageError(
+            f"'{away}' is on {model.get_parameter(away).device}: packed kernels run on the CPU; model.cpu()"
+        )
     captured, inputs = graphs.captured(model, example)
     module = graphs.fold_norms(captured)
     module.eval()

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from paretoprune.core.errors import DataError, UsageError
 from paretoprune.sparsity.kernels import End, Grid, Window
-from paretoprune.sparsity.kernels.layers import ACTIVATIONS
+from paretoprune.sparsity.kernels.layers import ACTIVATIONS, MOST_THREADS
 from paretoprune.sparsity.kernels.making import Layer, kernel_of
 from paretoprune.sparsity.parts import SIGNS, weight_of_parts
 
@@ -61,7 +61,7 @@ def _kernel(
 ) -> Layer:
     """The layer laid out for this weight, made once."""
     held = [t for t in (value, at, scale, bias) if t is not None]
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), MOST_THREADS)
     marks = tuple((t.untyped_storage()._cdata, t.storage_offset(), _version(t)) for t in held)
     key = (marks, pattern, coding, tuple(shape), activation, tuple(grid), window, threads)
     found = _KERNELS.get(key)
