@@ -161,6 +161,28 @@ def test_13_a_second_ctrl_c_leaves_at_once(work: Path) -> None:
     process.communicate()
 
 
+def test_13_a_ctrl_c_that_fell_into_a_destructor_comes_again() -> None:
+    code = """
+import signal, time
+from paretoprune.cli import guard
+guard.SWALLOWED_S = 0.4
+class Dropping:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+with guard.second_interrupt_leaves() as interrupts:
+    Dropping()
+    print("dropped", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        interrupts.taken()
+        time.sleep(1)
+        print("caught", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout.split() == ["dropped", "caught"]
+
+
 def test_15_when_all_candidates_fail_the_causes_are_counted_and_the_originals_kept(invoke: Invoke, work: Path) -> None:
     found = invoke("run", work / "recipe.toml", "--set", "target.name=tiny_net:broken_target")
     counted = re.search(r"(\d+) × this runtime has had enough", refused(found, status=5))

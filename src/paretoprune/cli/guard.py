@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import logging
 import os
 import signal
 import socket
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -84,31 +86,72 @@ def quieten() -> None:
     logging.disable(logging.WARNING)
 
 
+SWALLOWED_S = 10.0
+"""A KeyboardInterrupt that nobody caught for so long fell where Python drops exceptions, as in a destructor."""
+
+
+class Interrupts:
+    """Ctrl-C while a search runs."""
+
+    def __init__(self) -> None:
+        self._raised: float | None = None
+
+    def taken(self) -> None:
+        """Whoever catches a KeyboardInterrupt says so; else it is raised again."""
+        self._raised = None
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._raised = time.monotonic()
+        raise KeyboardInterrupt
+
+    def _watch(self, signals: socket.socket) -> None:
+        seen = 0
+        signals.settimeout(SWALLOWED_S / 10)
+        with signals:
+            while True:
+                try:
+                    numbers = signals.recv(16)
+                except TimeoutError:
+                    if self._raised is not None and time.monotonic() - self._raised > SWALLOWED_S:
+                        self._raised = None
+                        seen -= 1  # it is told of like one of the user's
+                        _interrupt()
+                    continue
+                if not numbers:
+                    return
+                seen += numbers.count(signal.SIGINT)
+                if seen > 1:
+                    os._exit(INTERRUPTED)
+
+
+def _interrupt() -> None:
+    """A real signal where there are such, which also ends a wait."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
 @contextmanager
-def second_interrupt_leaves() -> Iterator[None]:
-    """The first Ctrl-C raises KeyboardInterrupt as usual; the second ends the process at once, whatever it does.
+def second_interrupt_leaves() -> Iterator[Interrupts]:
+    """The first Ctrl-C raises KeyboardInterrupt; the second ends the process at once, whatever it does.
 
     A thread watches, so that this also holds while the main thread is inside a library. Nothing is lost: the journal
     survives even kill -9.
     """
+    found = Interrupts()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield found
         return
     read, write = socket.socketpair()
     write.setblocking(False)
-    before = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(read,), daemon=True).start()
+    before = signal.signal(signal.SIGINT, found._handle)
+    wakeup = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=found._watch, args=(read,), daemon=True).start()
     try:
-        yield
+        yield found
     finally:
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGINT, before)
         write.close()
-
-
-def _watch(signals: socket.socket) -> None:
-    seen = 0
-    with signals:
-        while numbers := signals.recv(16):
-            seen += numbers.count(signal.SIGINT)
-            if seen > 1:
-                os._exit(INTERRUPTED)

@@ -67,12 +67,13 @@ def run(
 
 def _search(flags: Flags, folder: Path, work: Callable[[Progress], None], as_json: bool) -> None:
     """Do the work, then show the front and write the page; also after Ctrl-C, and where limits cannot be met."""
-    with second_interrupt_leaves():
+    with second_interrupt_leaves() as interrupts:
         _say_if_resumed(flags, folder)
         try:
             with _progress(flags) as progress:
                 work(progress)
         except KeyboardInterrupt:
+            interrupts.taken()
             _stopped(flags, folder, as_json)
             raise typer.Exit(INTERRUPTED) from None
         except (UnreachableLimitError, AllCandidatesFailedError):
