@@ -40,6 +40,11 @@ def show(row: dict[str, Any]) -> None:
     print(text, flush=True)
 
 
+def named(row: dict[str, Any], only: list[str]) -> bool:
+    """Is it measured anew? What else a file holds stays in it."""
+    return any(part in row.get("network", row.get("shape", "")) for part in only)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
@@ -57,9 +62,9 @@ def main() -> None:
         "networks": lambda: sparse_networks.rows(given.only, sparse_networks.usual()),
     }
     for part in given.parts:
-        held[part] = []
+        held[part] = [row for row in held.get(part, []) if given.only and not named(row, given.only)]
         for row in sources[part]():
-            held[part].append(row)
+            held[part].append({**row, "commit": held["commit"]})
             if part == "networks":
                 show(row)
             RESULT.write_text(json.dumps(held, indent=1) + "\n")

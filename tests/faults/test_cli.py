@@ -101,6 +101,7 @@ def refused(found: Any, status: int = 2) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_01_kill_9_at_several_moments_then_the_front_works_and_nothing_is_done_twice(
     invoke: Invoke, work: Path
 ) -> None:
