@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Target = Annotated[
     str,
     typer.Option(
-        help="The runtime: onnxruntime, openvino, torch, torch-compile, executorch, cuda, onnxruntime-cuda, "
-        "onnxruntime-tensorrt, or your own as module:Class."
+        help="The runtime: onnxruntime, openvino, torch, torch-compile, executorch, sparse-cpu, openvino-sparse, "
+        "cuda, onnxruntime-cuda, onnxruntime-tensorrt, or your own as module:Class."
     ),
 ]
 
