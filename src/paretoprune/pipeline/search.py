@@ -22,7 +22,7 @@ from paretoprune.core.measurement import Measurement
 from paretoprune.core.plan import Plan
 from paretoprune.core.progress import NoProgress, Progress
 from paretoprune.core.protocols import Meter, Target, Task
-from paretoprune.pipeline import candidates, choose, confirm, explore, hardware, results, space, together, zero_choices
+from paretoprune.pipeline import candidates, choose, confirm, explore, hardware, level_choices, results, space, together
 from paretoprune.pipeline.artefact import export, measure
 from paretoprune.pipeline.opening import opened as as_module
 from paretoprune.pipeline.preflight import check_metrics, check_parts
@@ -66,8 +66,9 @@ def search(
     if "precisions" not in options:
         settings = _offered(settings, target)
     if settings.zeros is None:
-        settings = replace(settings, zeros=zero_choices.usual_of(find_target(target, settings.threads)) or None)
-    zero_choices.checked(settings.zeros or (), find_target(target, settings.threads), settings.nested)
+        usual = level_choices.usual_of(find_target(target, settings.threads), settings.precisions)
+        settings = replace(settings, zeros=usual or None)
+    level_choices.checked(settings.zeros or (), find_target(target, settings.threads), settings.nested)
     study = _open(model, example, data, task, target, device, settings, out, dynamic, progress or NoProgress(), meter)
     with study.folder:
         return run(study)

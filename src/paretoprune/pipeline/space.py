@@ -14,7 +14,7 @@ from paretoprune import graph as graphs
 from paretoprune.core.axis import Axis
 from paretoprune.core.plan import Plan
 from paretoprune.core.protocols import Choice
-from paretoprune.pipeline import choose, cost_model, zero_choices
+from paretoprune.pipeline import choose, cost_model, level_choices
 from paretoprune.pipeline.cost_model import CostModel
 from paretoprune.pipeline.evidence import elimination
 from paretoprune.pipeline.prune import score
@@ -35,7 +35,7 @@ class Space:
     model: CostModel
 
     def plan(self, study: Study, widths: Mapping[str, int]) -> Plan:
-        return zero_choices.plan_of(study.traced, self.model.levels, widths, self.order)
+        return level_choices.plan_of(study.traced, self.model.levels, widths, self.order)
 
 
 def build(study: Study) -> Space:
@@ -46,10 +46,10 @@ def build(study: Study) -> Space:
     order = study.once("order", study.settings.criterion, lambda: _orders(study, axes))
     widths = {a.id: _widths(a, step, _floor(a, study.settings)) for a in axes}
     study.folder.once("widths", "axes", lambda: widths)  # the error curves below are read beside them
-    levels = zero_choices.levels_of(study)
+    levels = level_choices.levels_of(study)
     model = cost_model.of(study, table, widths, order, levels)
     costs = study.once("cost table", "layers", lambda: _costs(study, model, widths))
-    zeros = zero_choices.choices_of(study, levels, model)
+    zeros = level_choices.choices_of(study, levels, model)
     table.keep()
     errors = study.once("error curves", "kl", lambda: _errors(study, axes, widths, order))
     choices = tuple(

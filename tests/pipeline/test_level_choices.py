@@ -17,9 +17,9 @@ import paretoprune.targets.cost as cost_room
 from paretoprune.core.errors import PlanError, UsageError
 from paretoprune.core.sparsity import Zeros
 from paretoprune.pipeline.cost_model import CostModel
+from paretoprune.pipeline.level_choices import BLOCK, PREFIX, USUAL, USUAL_INT8, usual_of
 from paretoprune.pipeline.levels import Levels, Meaning
 from paretoprune.pipeline.targets import Packing, find_target
-from paretoprune.pipeline.zero_choices import BLOCK, PREFIX
 from paretoprune.sparsity.kernels import available
 from paretoprune.targets import CostTable
 from paretoprune.targets.sparse_cpu import DOMAIN, SparseCpu
@@ -146,3 +146,10 @@ def test_blocks_compete_with_widths_and_go_as_a_whole(
         )
     with pytest.raises(UsageError, match="drops some: leave one out"):
         pp.search(model, torch.randn(2, 1, 8, 8), data, depth=True, nested=True)
+
+
+def test_usual_zeros_are_those_that_the_target_and_the_precisions_gain_from() -> None:
+    sparse = find_target("sparse-cpu")
+    assert usual_of(sparse, ("fp32",)) == USUAL
+    assert usual_of(sparse, ("fp32", "int8")) == (*USUAL, *USUAL_INT8)
+    assert usual_of(find_target("onnxruntime"), ("fp32", "int8")) == ()

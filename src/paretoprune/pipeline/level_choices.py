@@ -5,7 +5,7 @@ A weight takes one of a few levels, the last of which is dense; a residual block
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from paretoprune import graph as graphs
@@ -21,16 +21,18 @@ from paretoprune.pipeline.put_zeros import put_zeros
 from paretoprune.pipeline.study import Study
 
 PREFIX, BLOCK = "zeros in ", "block "
-USUAL = ("16x1@0.9", "16x1@0.8", "16x1@0.5")
-"""On a target whose kernels gain from zeros; blocks of 16 outputs are what they compute fastest."""
+USUAL, USUAL_INT8 = ("16x1@0.9", "16x1@0.8", "16x1@0.5"), ("16x4@0.8",)
+"""On a target whose kernels gain from zeros: the blocks that they compute fastest, in 32 bits and in 8."""
 FEWEST = 1024
 """Weights of a layer that is worth it."""
 SAVING = 0.002
 """Of the network's cost; a layer with less is left dense."""
 
 
-def usual_of(target: Target) -> tuple[str, ...]:
-    return USUAL if getattr(target, "gains_from_zeros", False) else ()
+def usual_of(target: Target, precisions: Collection[str]) -> tuple[str, ...]:
+    if not getattr(target, "gains_from_zeros", False):
+        return ()
+    return (*USUAL, *(USUAL_INT8 if "int8" in precisions else ()))
 
 
 def checked(texts: Sequence[str], target: Target, nested: bool) -> None:
